@@ -1,0 +1,1 @@
+"""The experiments behind the README: each file asks one question."""
