@@ -1,0 +1,96 @@
+"""Static facts, checked while tracing: free at run time, one sentence when they fail."""
+
+import math
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+
+def floating(name: str, value: ArrayLike) -> Array:
+    """A floating-point array."""
+    array = jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} must be floating point, got {array.dtype}: "
+            f"convert with {name}.astype(jnp.float32)"
+        )
+    return array
+
+
+def scores(name: str, value: ArrayLike) -> Array:
+    """Floating-point scores with a class axis that is not empty."""
+    array = floating(name, value)
+    if array.ndim == 0 or array.shape[-1] == 0:
+        raise ValueError(
+            f"{name} must have at least one class, got shape {array.shape}"
+        )
+    return array
+
+
+def class_ids(name: str, value: ArrayLike, batch: tuple[int, ...]) -> Array:
+    """Integer labels, one for each row."""
+    array = jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(
+            f"{name} must be integer class ids, got {array.dtype}"
+            + (
+                ": target distributions go to cross_entropy_with_probs"
+                if jnp.issubdtype(array.dtype, jnp.floating)
+                else ""
+            )
+        )
+    same_shape(name, array, batch)
+    return array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
+
+
+def row_mask(name: str, value: ArrayLike | None, batch: tuple[int, ...]) -> Array:
+    """A boolean for each row, True = keep; all True when not given."""
+    if value is None:
+        return jnp.ones(batch, bool)
+    array = _boolean(name, value)
+    same_shape(name, array, batch)
+    return array
+
+
+def entry_mask(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Array:
+    """A boolean for each entry, True = keep, broadcast to a shape."""
+    array = _boolean(name, value)
+    try:
+        return jnp.broadcast_to(array, shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} must broadcast to shape {shape}, got {array.shape}"
+        ) from None
+
+
+def axes(axis: int | tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Axes that exist, counted from the front, and hold at least one entry."""
+    wanted = axis if isinstance(axis, tuple) else (axis,)
+    rank = len(shape)
+    if not wanted or not all(-rank <= a < rank for a in wanted):
+        raise ValueError(f"axis must name axes of an array of rank {rank}, got {axis}")
+    found = tuple(a % rank for a in wanted)
+    if len(set(found)) < len(found):
+        raise ValueError(f"axis must not repeat an axis, got {axis}")
+    if math.prod(shape[a] for a in found) == 0:
+        raise ValueError(f"axis {axis} must hold at least one entry, got shape {shape}")
+    return found
+
+
+def same_shape(name: str, array: Array, wanted: tuple[int, ...]) -> None:
+    """No argument is broadcast: a wrong shape is an error, not a guess."""
+    if array.shape != wanted:
+        raise ValueError(f"{name} must have shape {wanted}, got {array.shape}")
+
+
+def accumulation_dtype(*arrays: Array) -> jnp.dtype:
+    """The type that sums run in: the widest of the arrays', but at least float32."""
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
+def _boolean(name: str, value: ArrayLike) -> Array:
+    array = jnp.asarray(value)
+    if array.dtype != bool:
+        raise TypeError(f"{name} must be boolean (True = keep), got {array.dtype}")
+    return array

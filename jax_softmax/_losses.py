@@ -1,0 +1,225 @@
+"""Cross-entropy from logits, and the one home of the label and mask policy."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int
+
+from jax_softmax import _checks as checks
+from jax_softmax._partition import gap, partition, shifted_exp
+from jax_softmax._reductions import normalized
+
+
+def cross_entropy(
+    logits: Float[ArrayLike, "*batch classes"],
+    labels: Int[ArrayLike, "*batch"],
+    *,
+    where: Bool[ArrayLike, "*batch"] | None = None,
+    label_smoothing: float = 0.0,
+) -> Float[Array, "*batch"]:
+    """How surprised softmax(logits) is by each label, in nats, one loss per row.
+
+        loss = lse(z) - z[y],   d loss / d z = softmax(z) - onehot(y)
+
+    Picking z[y] is the sum over onehot(y) * z: both forms of the textbook's definition
+    give the same number, and the index saves the multiplications by zero. The result
+    is neither a mean nor a sum: average with mean_loss.
+
+    Args:
+        logits: z, any real scores; -inf rules a class out.
+        labels: y in [0, classes). Any other id makes the row's loss and gradient NaN.
+        where: rows to keep. A dropped row has loss 0 and gradient exactly 0, whatever
+            it holds.
+        label_smoothing: the share of the target spread evenly over all classes that
+            are not ruled out.
+
+    Returns:
+        Losses >= 0 in at least float32, within 2 ULP; gradient entries within 3.
+        With smoothing, within 4 ULP of the sum of absolute terms.
+
+    Raises:
+        TypeError: logits are not floating point, or labels not integers.
+        ValueError: labels or where are not shaped like the rows of logits, or
+            label_smoothing is outside [0, 1].
+
+    >>> logits, labels = jnp.array([[20.0, 0.0, 0.0], [0.0, 0.0, 0.0]]), jnp.array([0, 2])
+    >>> print(cross_entropy(logits, labels))
+    [4.1223073e-09 1.0986123e+00]
+    >>> print(-(jax.nn.one_hot(labels, 3) * log_softmax(logits)).sum(-1))
+    [4.1223073e-09 1.0986123e+00]
+    """
+    logits = checks.scores("logits", logits)
+    batch = logits.shape[:-1]
+    labels = checks.class_ids("labels", labels, batch)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    z, keep = _kept_rows(logits, where)
+    loss = nll_and_grad(z, jnp.where(keep, labels, 0))[0]
+    if label_smoothing:
+        possible = z > -jnp.inf
+        nll = jnp.where(possible, -normalized(z).log_probs, 0)
+        uniform = nll.sum(-1) / possible.sum(-1)
+        loss = (1 - label_smoothing) * loss + label_smoothing * uniform
+    return jnp.where(keep, loss, 0)
+
+
+def cross_entropy_with_probs(
+    logits: Float[ArrayLike, "*batch classes"],
+    probs: Float[ArrayLike, "*batch classes"],
+    *,
+    where: Bool[ArrayLike, "*batch"] | None = None,
+) -> Float[Array, "*batch"]:
+    """Cross-entropy of softmax(logits) against target distributions, in nats.
+
+        loss = -sum_j t_j log p_j,   d loss / d z = sum(t) softmax(z) - t
+
+    Args:
+        logits: z, any real scores; -inf rules a class out.
+        probs: t >= 0, one target distribution per row. t = 0 on a ruled-out class
+            contributes 0 to value and derivatives; t > 0 there is an infinite loss.
+        where: rows to keep. A dropped row has loss 0 and gradient exactly 0.
+
+    Returns:
+        One loss per row, in at least float32, within 4 ULP; gradient entries within
+        4 ULP of p_j + t_j.
+
+    Raises:
+        TypeError: logits or probs are not floating point.
+        ValueError: probs are not shaped like logits, or where not like their rows.
+
+    >>> targets = jnp.array([[0.5, 0.5, 0.0]])
+    >>> print(cross_entropy_with_probs(jnp.array([[1.0, 2.0, -jnp.inf]]), targets))
+    [0.81326175]
+    """
+    logits = checks.scores("logits", logits)
+    probs = checks.scores("probs", probs)
+    checks.same_shape("probs", probs, logits.shape)
+    z, keep = _kept_rows(logits, where)
+    targets = jnp.where(keep[..., None], probs.astype(z.dtype), 0)
+    log_probs = normalized(z).log_probs
+    impossible = (targets == 0) & (log_probs == -jnp.inf)
+    loss = -(targets * jnp.where(impossible, 0, log_probs)).sum(-1)
+    return jnp.where(keep, loss, 0)
+
+
+def nll_from_probs(
+    probs: Float[ArrayLike, "*batch classes"], labels: Int[ArrayLike, "*batch"]
+) -> Float[Array, "*batch"]:
+    """The textbook's cross-entropy, on probabilities: -log(probs[range(n), labels]).
+
+    Indexing by the label is the whole of sum_j y_j log(y_hat_j): y is 0 elsewhere. The
+    book's function takes the mean of these losses; here mean_loss does. From logits,
+    prefer cross_entropy: a probability that has rounded to 0 or 1 has already lost
+    its loss (inf or 0) and its gradient, and the logarithm's derivative 1/p overflows.
+
+    Args:
+        probs: probabilities, as softmax gives them. 0 at the label gives inf.
+        labels: in [0, classes). Any other id gives NaN.
+
+    Returns:
+        One loss per row, in at least float32, in nats.
+
+    Raises:
+        TypeError: probs are not floating point, or labels not integers.
+        ValueError: labels are not shaped like the rows of probs.
+
+    >>> probs, labels = jnp.array([[0.1, 0.3, 0.6], [0.3, 0.2, 0.5]]), jnp.array([0, 2])
+    >>> print(nll_from_probs(probs, labels), nll_from_probs(probs, labels).mean())
+    [2.3025851 0.6931472] 1.4978662
+    >>> print(-(jax.nn.one_hot(labels, 3) * jnp.log(probs)).sum(-1))
+    [2.3025851 0.6931472]
+    """
+    probs = checks.scores("probs", probs)
+    labels = checks.class_ids("labels", labels, probs.shape[:-1])
+    wide = probs.astype(checks.accumulation_dtype(probs))
+    known, column = known_label(labels, probs.shape[-1])
+    return jnp.where(known, -jnp.log(at_label(wide, column)), jnp.nan)
+
+
+def mean_loss(
+    losses: Float[ArrayLike, "*batch"],
+    where: Bool[ArrayLike, "*batch"] | None = None,
+    *,
+    normalizer: Float[ArrayLike, ""] | float | None = None,
+) -> Float[Array, ""]:
+    """The mean of the kept losses; 0 with zero gradient when none is kept.
+
+    Args:
+        losses: one loss per row.
+        where: losses to keep; the rest may be anything, NaN included.
+        normalizer: what the sum is divided by, instead of the number of kept losses.
+            With the whole batch's count, the sum over micro-batches is its mean.
+
+    Returns:
+        A scalar in at least float32.
+
+    Raises:
+        TypeError: losses are not floating point, or where not boolean.
+        ValueError: where is not shaped like losses.
+
+    >>> print(mean_loss(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([True, True, False])))
+    2.0
+    """
+    losses = checks.floating("losses", losses)
+    keep = checks.row_mask("where", where, losses.shape)
+    wide = losses.astype(checks.accumulation_dtype(losses))
+    total = jnp.where(keep, wide, 0).sum()
+    count = jnp.asarray(keep.sum() if normalizer is None else normalizer, wide.dtype)
+    return jnp.where(count == 0, 0, total / jnp.where(count == 0, 1, count))
+
+
+@jax.custom_jvp
+def nll_and_grad(
+    z: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
+) -> tuple[Float[Array, "*batch"], Float[Array, "*batch classes"]]:
+    """The loss of each row and its gradient in z, from one partition.
+
+        loss = (max - z[y]) + log1p(tail)          two terms >= 0: nothing cancels
+        d loss / d z_j = exp(z_j - max) / (1 + tail),   expm1(-loss) at the label
+    """
+    part = partition(z)
+    known, column = known_label(labels, z.shape[-1])
+    loss = gap(at_label(z, column), part.max) + jnp.log1p(part.tail)
+    loss = jnp.where(known, loss, jnp.nan)
+    total = jnp.where(known, 1 + part.tail, jnp.nan)
+    probs = shifted_exp(z, part.max[..., None]) / total[..., None]
+    return loss, jnp.where(_is(column, z), jnp.expm1(-loss)[..., None], probs)
+
+
+@nll_and_grad.defjvp
+def _nll_and_grad_jvp(primals, tangents):
+    """d loss = sum grad dz;  d grad = p ((dz - dz[y]) - d loss)."""
+    (z, labels), (dz, _) = primals, tangents
+    loss, grad = nll_and_grad(z, labels)
+    _, column = known_label(labels, z.shape[-1])
+    d_loss = (grad * dz).sum(-1)
+    probs = jnp.where(_is(column, z), jnp.exp(-loss)[..., None], grad)
+    d_from_label = dz - at_label(dz, column)[..., None]
+    return (loss, grad), (d_loss, probs * (d_from_label - d_loss[..., None]))
+
+
+def known_label(
+    labels: Int[Array, "*batch"], classes: int
+) -> tuple[Bool[Array, "*batch"], Int[Array, "*batch"]]:
+    """Which labels name a class, and a column that is safe to read for every row."""
+    known = (labels >= 0) & (labels < classes)
+    return known, jnp.where(known, labels, 0).astype(jnp.int32)
+
+
+def at_label(
+    rows: Float[Array, "*batch classes"], column: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """rows[i, column[i]]."""
+    return jnp.take_along_axis(rows, column[..., None], axis=-1)[..., 0]
+
+
+def _is(column: Array, z: Array) -> Array:
+    return jnp.arange(z.shape[-1]) == column[..., None]
+
+
+def _kept_rows(logits: Array, where: ArrayLike | None) -> tuple[Array, Array]:
+    """Dropped rows become zeros before anything is computed from them."""
+    keep = checks.row_mask("where", where, logits.shape[:-1])
+    z = logits.astype(checks.accumulation_dtype(logits))
+    return jnp.where(keep[..., None], z, 0), keep
