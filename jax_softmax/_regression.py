@@ -1,0 +1,83 @@
+"""Softmax regression: logits that are affine in the features."""
+
+from typing import NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Key
+
+from jax_softmax._losses import cross_entropy, mean_loss
+
+
+class SoftmaxRegression(NamedTuple):
+    """A pytree of weights and biases; p(y | x) = softmax(x w + b).
+
+    >>> model = SoftmaxRegression.init(jax.random.key(0), features=784, classes=10)
+    >>> images, labels = jnp.zeros((2, 784)), jnp.array([3, 8])
+    >>> model.logits(images).shape, model.predict(images).shape
+    ((2, 10), (2,))
+    >>> print(jax.grad(SoftmaxRegression.objective)(model, images, labels).b.round(2))
+    [ 0.1  0.1  0.1 -0.4  0.1  0.1  0.1  0.1 -0.4  0.1]
+    """
+
+    w: Float[Array, "features classes"]
+    b: Float[Array, " classes"]
+
+    @classmethod
+    def init(
+        cls,
+        key: Key[Array, ""],
+        features: int,
+        classes: int,
+        *,
+        scale: float = 0.01,
+        dtype: jnp.dtype = jnp.float32,
+    ) -> Self:
+        """w ~ N(0, scale^2) and b = 0, as in the book."""
+        w = scale * jax.random.normal(key, (features, classes), dtype)
+        return cls(w, jnp.zeros(classes, dtype))
+
+    def logits(
+        self, x: Float[ArrayLike, "*batch features"]
+    ) -> Float[Array, "*batch classes"]:
+        """x w + b.
+
+        Raises:
+            ValueError: the last axis of x is not as long as w has features.
+        """
+        x = jnp.asarray(x)
+        features = self.w.shape[0]
+        if x.ndim == 0 or x.shape[-1] != features:
+            raise ValueError(f"x must have {features} features, got shape {x.shape}")
+        return x @ self.w + self.b
+
+    def predict(self, x: Float[ArrayLike, "*batch features"]) -> Int[Array, "*batch"]:
+        """The most likely class of each row; the first of equals."""
+        return self.logits(x).argmax(-1)
+
+    def objective(
+        self,
+        x: Float[ArrayLike, "*batch features"],
+        labels: Int[ArrayLike, "*batch"],
+        *,
+        where: Bool[ArrayLike, "*batch"] | None = None,
+        l2: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> Float[Array, ""]:
+        """What training minimises.
+
+            mean of cross_entropy(x w + b, labels) + l2 / 2 * sum(w^2)
+
+        Args:
+            x: features.
+            labels: in [0, classes). Any other id makes the objective NaN.
+            where: rows to keep; the mean is over them.
+            l2: the penalty on w. The biases are free.
+            label_smoothing: as in cross_entropy.
+        """
+        losses = cross_entropy(
+            self.logits(x), labels, where=where, label_smoothing=label_smoothing
+        )
+        return mean_loss(losses, where) + l2 / 2 * jnp.sum(self.w**2)
