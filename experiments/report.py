@@ -1,0 +1,72 @@
+"""What experiments print: lines, progress, tables; and the stamp on what they save."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+T = TypeVar("T")
+
+PACKAGES = ("jax", "jaxlib", "optax", "numpy")
+CONSOLE = Console(highlight=False, soft_wrap=True, markup=False)
+
+
+def say(*lines: str, sep: str = " ") -> None:
+    """Print, above the progress bar if there is one."""
+    CONSOLE.print(*lines, sep=sep)
+
+
+def progress(items: Iterable[T], *, total: int) -> Iterator[T]:
+    """The items, with a progress bar when the output is a terminal."""
+    bar = Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=CONSOLE,
+        transient=True,
+        disable=not CONSOLE.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("", total=total)
+        for item in items:
+            yield item
+            bar.advance(task)
+
+
+def environment() -> dict[str, Any]:
+    """The command, the versions and the machine that a figure depends on."""
+    device = jax.devices()[0]
+    program = Path(sys.argv[0]).stem
+    return {
+        "command": shlex.join(
+            ["python", "-m", f"experiments.{program}", *sys.argv[1:]]
+        ),
+        "date": f"{date.today()}",
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in PACKAGES},
+        "device": f"{device.platform}: {device.device_kind}",
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON; paths become text, arrays become lists."""
+    return json.dumps(value, indent=2, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return np.asarray(value).tolist()

@@ -1,0 +1,198 @@
+"""fit: every row once an epoch, exact evaluation, repeatable, and safe failures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jax_softmax import NonFiniteLoss, SoftmaxRegression, cross_entropy, fit
+
+KEY = jax.random.key(0)
+
+
+def problem(rows=103, features=4, classes=3):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(rows, features)).astype(np.float32)
+    labels = random.integers(0, classes, rows)
+    return SoftmaxRegression.init(KEY, features, classes), x, labels
+
+
+def visits_of_one_epoch(rows, batch_size, key):
+    """With a loss linear in w, the summed gradient counts the visits of each row."""
+    model = SoftmaxRegression(jnp.zeros((rows, 1)), jnp.zeros(1))
+
+    def count(model, x, labels):
+        return -(x @ model.w).sum()
+
+    (epoch,) = fit(
+        model,
+        np.eye(rows, dtype=np.float32),
+        np.zeros(rows, np.int32),
+        optimizer=optax.sgd(1.0),
+        key=key,
+        epochs=1,
+        batch_size=batch_size,
+        objective=count,
+    )
+    return np.asarray(epoch.model.w[:, 0])
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 10, 20, 23, 64])
+def test_every_row_once_an_epoch(batch_size):
+    assert (visits_of_one_epoch(20, batch_size, KEY) == 1).all()
+
+
+def first_batches(epochs, seed):
+    """The rows of each epoch's first batch, seen through an objective that tells."""
+    rows = []
+
+    def spy(model, x, labels):
+        jax.debug.callback(lambda ids: rows.append(ids.tolist()), x[:, 0], ordered=True)
+        return model.w.sum() * 0
+
+    model, x, labels = problem(rows=50, features=1)
+    x = np.arange(50, dtype=np.float32)[:, None]
+    for _ in fit(
+        model,
+        x,
+        labels,
+        optimizer=optax.sgd(0.1),
+        key=jax.random.key(seed),
+        epochs=epochs,
+        batch_size=50,
+        objective=spy,
+    ):
+        jax.effects_barrier()
+    return rows
+
+
+def test_every_epoch_is_a_fresh_shuffle_and_the_seed_decides():
+    orders = first_batches(3, seed=1)
+    assert [sorted(order) for order in orders] == [list(range(50))] * 3
+    assert len({tuple(order) for order in orders}) == 3
+    assert first_batches(3, seed=1) == orders
+    assert first_batches(1, seed=2) != orders[:1]
+
+
+def test_batches_are_drawn_anew_and_not_only_reordered():
+    """The book's loop fixes the batches once; here rows change company."""
+    orders = first_batches(40, seed=0)
+    together = np.mean([abs(o.index(0) - o.index(1)) < 10 for o in orders])
+    assert 0.05 < together < 0.75
+
+
+def test_same_key_same_bits():
+    model, x, labels = problem()
+    runs = [
+        list(fit(model, x, labels, optimizer=optax.adam(0.1), key=KEY, epochs=3))
+        for _ in range(2)
+    ]
+    for a, b in zip(*runs, strict=True):
+        assert a.train_loss == b.train_loss
+        assert (a.model.w == b.model.w).all()
+
+
+def test_train_loss_weighs_the_short_last_batch_by_its_rows():
+    model, x, labels = problem()
+    (epoch,) = fit(
+        model, x, labels, optimizer=optax.sgd(0.0), key=KEY, epochs=1, batch_size=50
+    )
+    exact = cross_entropy(model.logits(x), labels).mean()
+    np.testing.assert_allclose(epoch.train_loss, exact, rtol=1e-6)
+
+
+def test_validation_is_exact_over_all_rows():
+    model, x, labels = problem(rows=1003)
+    (epoch,) = fit(
+        model,
+        x,
+        labels,
+        optimizer=optax.sgd(0.0),
+        key=KEY,
+        epochs=1,
+        validation=(x, labels),
+    )
+    z = np.asarray(x, np.float64) @ np.asarray(model.w, np.float64)
+    nll = np.log(np.exp(z).sum(1)) - z[np.arange(1003), labels]
+    assert epoch.validation_loss == pytest.approx(nll.mean(), rel=1e-6)
+    assert epoch.validation_accuracy == pytest.approx((z.argmax(1) == labels).mean())
+
+
+def test_images_stay_as_they_are_until_the_step():
+    seen = []
+
+    def transform(images):
+        seen.append((images.dtype, images.shape))
+        return images.reshape(len(images), -1) / jnp.float32(255)
+
+    images = np.random.default_rng(0).integers(0, 256, (10, 2, 2), np.uint8)
+    model = SoftmaxRegression.init(KEY, 4, 2)
+    list(
+        fit(
+            model,
+            images,
+            np.arange(10) % 2,
+            optimizer=optax.sgd(0.1),
+            key=KEY,
+            epochs=2,
+            batch_size=4,
+            transform=transform,
+        )
+    )
+    assert seen == [(jnp.uint8, (4, 2, 2)), (jnp.uint8, (2, 2, 2))]
+
+
+def test_the_callers_model_and_earlier_epochs_stay_usable():
+    model, x, labels = problem()
+    epochs = list(fit(model, x, labels, optimizer=optax.sgd(0.1), key=KEY, epochs=3))
+    assert np.isfinite(model.w).all()
+    assert all(np.isfinite(epoch.model.w).all() for epoch in epochs)
+    assert not (epochs[0].model.w == epochs[1].model.w).all()
+
+
+def test_a_non_finite_loss_names_its_step_and_keeps_the_last_good_model():
+    model, x, labels = problem(rows=100)
+    x[:] = 0
+    good = list(
+        fit(
+            model, x, labels, optimizer=optax.sgd(0.1), key=KEY, epochs=1, batch_size=10
+        )
+    )[-1]
+    x[labels == 0] *= np.nan
+    with pytest.raises(NonFiniteLoss, match="nan at step 1 of epoch 1") as caught:
+        list(fit(model, x, labels, optimizer=optax.sgd(0.1), key=KEY, batch_size=10))
+    assert (caught.value.model.w == model.w).all()
+    assert np.isfinite(good.model.w).all()
+
+
+def test_divergence_keeps_a_model_whose_loss_was_finite():
+    model, x, labels = problem()
+    with pytest.raises(NonFiniteLoss) as caught:
+        list(fit(model, x * 1e20, labels, optimizer=optax.sgd(1e19), key=KEY))
+    kept = caught.value.model
+    assert np.isfinite(cross_entropy(kept.logits(x * 1e20), labels)).all()
+    assert caught.value.epoch >= 1
+    assert caught.value.step >= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"epochs": -1}, "epochs must not be negative, got -1"),
+        ({"x": np.zeros((0, 4), np.float32)}, "x must have at least one row"),
+        ({"labels": np.zeros(5, int)}, r"labels must have shape \(103,\), got \(5,\)"),
+        ({"validation": (np.zeros((2, 4)), np.zeros(3, int))}, "validation labels"),
+    ],
+)
+def test_bad_input_is_one_sentence(change, sentence):
+    model, x, labels = problem()
+    arguments = {"x": x, "labels": labels, "optimizer": optax.sgd(0.1), "key": KEY}
+    with pytest.raises(ValueError, match=sentence):
+        fit(model, **(arguments | change))
+
+
+def test_no_epochs_is_no_training():
+    model, x, labels = problem()
+    assert not list(fit(model, x, labels, optimizer=optax.sgd(0.1), key=KEY, epochs=0))

@@ -1,0 +1,80 @@
+"""The model: shapes, objective, and its gradient against paper."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_softmax import SoftmaxRegression, compare_gradients, regression_gradient
+
+
+@pytest.fixture
+def batch():
+    random = np.random.default_rng(0)
+    model = SoftmaxRegression(
+        jnp.array(random.normal(size=(7, 5)), jnp.float32),
+        jnp.array(random.normal(size=5), jnp.float32),
+    )
+    x = jnp.array(random.normal(size=(11, 7)), jnp.float32)
+    return model, x, jnp.array(random.integers(0, 5, 11))
+
+
+def test_init_draws_the_books_weights():
+    model = SoftmaxRegression.init(jax.random.key(0), features=784, classes=10)
+    assert model.w.shape == (784, 10)
+    assert float(model.w.std()) == pytest.approx(0.01, rel=0.03)
+    assert abs(float(model.w.mean())) < 5e-4
+    assert not model.b.any()
+
+
+def test_objective_is_mean_cross_entropy_plus_penalty(batch):
+    model, x, labels = batch
+    z = np.asarray(x, np.float64) @ np.asarray(model.w, np.float64) + model.b
+    nll = np.log(np.exp(z).sum(1)) - z[np.arange(11), labels]
+    penalty = 0.3 / 2 * np.sum(np.asarray(model.w, np.float64) ** 2)
+    got = model.objective(x, labels, l2=0.3)
+    np.testing.assert_allclose(got, nll.mean() + penalty, rtol=2e-6)
+
+
+def test_gradient_is_the_one_on_paper(batch):
+    model, x, labels = batch
+    compare_gradients(
+        lambda model, x, labels: SoftmaxRegression.objective(model, x, labels, l2=0.3),
+        lambda model, x, labels: SoftmaxRegression(
+            *regression_gradient(*model, x, labels, l2=0.3)
+        ),
+        *(model, x, labels),
+        floor=1.0,
+    ).raise_if(ulp=8)
+
+
+def test_masked_rows_do_not_count(batch):
+    model, x, labels = batch
+    where = jnp.arange(11) < 6
+    poisoned = x.at[6:].set(jnp.nan)
+    value, gradient = jax.value_and_grad(SoftmaxRegression.objective)(
+        model, x[:6], labels[:6]
+    )
+    masked, masked_gradient = jax.value_and_grad(
+        lambda model: model.objective(
+            jnp.where(where[:, None], poisoned, 0), labels, where=where
+        )
+    )(model)
+    np.testing.assert_allclose(masked, value, rtol=1e-6)
+    for a, b in zip(masked_gradient, gradient, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_predict_takes_the_largest_logit_and_the_first_of_equals():
+    model = SoftmaxRegression(jnp.eye(3), jnp.zeros(3))
+    x = jnp.array([[0.0, 2.0, 1.0], [1.0, 1.0, 0.0]])
+    assert model.predict(x).tolist() == [1, 0]
+    assert model.predict(x[0]).shape == ()
+
+
+def test_wrong_feature_count_is_named(batch):
+    model, x, _ = batch
+    with pytest.raises(
+        ValueError, match=r"x must have 7 features, got shape \(11, 6\)"
+    ):
+        model.logits(x[:, :6])
