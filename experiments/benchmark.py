@@ -1,0 +1,26 @@
+"""How fast, against whom, and how near to the machine's limit.
+
+python -m experiments.benchmark dense     softmax, logsumexp, cross-entropy on logits
+"""
+
+import sys
+from types import ModuleType
+
+from experiments import benchmark_dense
+from experiments.command import BAD_INPUT, main
+
+BENCHMARKS: dict[str, ModuleType] = {"dense": benchmark_dense}
+
+
+def command_line(arguments: list[str]) -> None:
+    """Run the benchmark that the first word names."""
+    name, *rest = arguments or [""]
+    if name not in BENCHMARKS:
+        print(f"Name a benchmark: {', '.join(BENCHMARKS)}.", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    benchmark = BENCHMARKS[name]
+    main(benchmark.run, benchmark.Settings, rest, program=f"benchmark {name}")
+
+
+if __name__ == "__main__":
+    command_line(sys.argv[1:])
