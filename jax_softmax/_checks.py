@@ -86,7 +86,8 @@ def same_shape(name: str, array: Array, wanted: tuple[int, ...]) -> None:
 
 def accumulation_dtype(*arrays: Array) -> jnp.dtype:
     """The type that sums run in: the widest of the arrays', but at least float32."""
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+    widest = max((array.dtype for array in arrays), key=lambda kind: kind.itemsize)
+    return widest if widest.itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
 def _boolean(name: str, value: ArrayLike) -> Array:

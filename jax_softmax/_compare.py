@@ -1,0 +1,225 @@
+"""compare_gradients: autodiff, paper, finite differences and float64 side by side."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_softmax import _gradient_arguments as arguments
+from jax_softmax import _gradient_judge as judging
+from jax_softmax import _gradient_methods as methods
+from jax_softmax import _gradient_remarks as remarks
+from jax_softmax._gradient_judge import Problem
+from jax_softmax._gradient_report import (
+    EVIDENCE,
+    GradientReport,
+    errors_in_ulp,
+    measure,
+)
+
+_REFUSALS = (TypeError, ValueError, NotImplementedError)
+
+
+def compare_gradients(
+    function: Callable[..., Any],
+    closed_form: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None,
+    *args: Any,
+    argnums: int | Sequence[int] = 0,
+    order: int = 1,
+    cotangent: Any = None,
+    tangent: Any = None,
+    judge: Callable[..., Any] | None = None,
+    full_jacobian: bool = False,
+    probes: int = 32,
+    step: float | None = None,
+    floor: float | int = 0.0,
+    seed: int = 0,
+) -> GradientReport:
+    """How far each way to a derivative of `function` is from a float64 run.
+
+    The ways are reverse mode, forward mode, the closed form, central and Richardson
+    differences and a complex step; each gets a row per array. What the closed form is
+    called with and returns:
+
+        scalar function             closed_form(*args)             as jax.grad
+        any other                   closed_form(*args, cotangent)  as its vjp
+        order=2                     closed_form(*args, [cotangent,] tangent)  the hvp
+        full_jacobian, order 1      closed_form(*args)             as jax.jacrev
+        full_jacobian, order 2      closed_form(*args)             as jax.hessian
+
+    The judge is reverse mode of `judge` (by default `function`) on the same numbers in
+    float64, inside `jax.enable_x64(True)`: the caller's jax config is as it was. A
+    judge can be wrong as well, so at the probed entries it is itself compared with
+    float64 differences, and what they contradict is a doubt: raise_if fails on it.
+    Order 2 takes the gradient on trust: compare that first.
+
+    Args:
+        function: of pytrees, to an array or a pytree; it is jitted. Give a judge when
+            it has a rule of its own, or loses in float64 the digits that matter.
+        closed_form: the derivative on paper; several under names in a dict; or None.
+        *args: arrays, numbers or pytrees; integer leaves are never differentiated.
+        argnums: what to differentiate, as for jax.grad.
+        order: 1 for the gradient, 2 for the Hessian times `tangent`.
+        cotangent: shaped like the function's result; by default seeded normal numbers.
+        tangent: shaped like what argnums names; by default seeded normal numbers.
+        judge: a plain function of the same arguments, written without cancellation.
+        full_jacobian: compare the matrix and not its product with a cotangent.
+        probes: how many entries of each array forward mode and differences look at,
+            drawn with `seed`, the worst of the other ways among them. Their cost is
+            that many evaluations, whatever the array's size. (A product with a tangent
+            needs no probes: one line shows all entries.)
+        step: of the differences, as a share of max(|x|, 1); by default eps^(1/3) for
+            central and eps^(1/5) for Richardson, with the eps of the array's type.
+        floor: entries below `floor` times an array's largest are measured in ULP at
+            that size; 1 suits sums that cancel, 0 hides nothing.
+        seed: of the probes, the cotangent and the tangent.
+
+    Returns:
+        A report to print, to turn into a dict, or to ask `report.raise_if(ulp=8)`.
+
+    Raises:
+        ValueError: a closed form's structure, shape or type is not its argument's.
+        TypeError: there is nothing real to differentiate.
+
+    >>> x = jnp.array([0.5, 1.5])
+    >>> report = compare_gradients(lambda x: jnp.sum(x**2), lambda x: 2 * x, x)
+    >>> report.raise_if(ulp=1)
+    >>> report.row("x", "closed form").max_ulp
+    0.0
+    """
+    if order not in (1, 2):
+        raise ValueError(f"order: got {order}, wanted 1 or 2")
+    if probes < 1:
+        raise ValueError(f"probes: got {probes}, wanted at least 1")
+    random = np.random.default_rng(seed)
+    args = jax.tree.map(arguments.as_array, args)
+    template, names, places = arguments.differentiated(function, args, argnums)
+    leaves, treedef = jax.tree.flatten(args)
+    moving = [leaves[place] for place in places]
+    rest = [None if i in places else leaf for i, leaf in enumerate(leaves)]
+
+    # What the derivative is contracted with, and so what the closed form is told.
+    result = jax.eval_shape(function, *args)
+    scalar = isinstance(result, jax.ShapeDtypeStruct) and result.shape == ()
+    if not arguments.reals(result):
+        raise TypeError("function: got no floating-point result, wanted at least one")
+    if full_jacobian and order == 2 and not scalar:
+        raise ValueError(
+            f"full_jacobian, order=2: got {result}, wanted a scalar result"
+        )
+    told, weights, direction = [], None, None
+    if not scalar and not full_jacobian:
+        told.append(arguments.given_or_normal("cotangent", cotangent, result, random))
+        weights = arguments.reals(told[-1])
+    if order == 2 and not full_jacobian:
+        told.append(arguments.given_or_normal("tangent", tangent, template, random))
+        direction = arguments.reals(told[-1])
+
+    def problem(what: Callable[..., Any]) -> Problem:
+        mapping = arguments.mapping(what, treedef, places)
+        mapping = arguments.gradient(mapping) if order == 2 else mapping
+        return Problem(jax.jit(mapping), moving, [rest, weights], direction)
+
+    own, judged = problem(function), problem(judge or function)
+    outer = (template if order == 2 else result) if full_jacobian else None
+    blocks = arguments.blocks_of(names, moving, outer, names if order == 2 else None)
+    exact = _exact(judged)
+
+    # First the ways that see every entry, then those that look where these are worst.
+    notes: list[str] = []
+    everywhere = {"reverse": judging.reverse(own)}
+    forms = {"closed form": closed_form} if callable(closed_form) else closed_form or {}
+    for name, form in forms.items():
+        everywhere[name] = arguments.returned(
+            name, form(*args, *told), outer, template, blocks, exact
+        )
+        for block, got, right in zip(blocks, everywhere[name], exact, strict=True):
+            notes += remarks.diagnosis(name, block, got, right)
+    columns = [np.arange(1)] * len(moving)
+    if direction is None:
+        columns = _probes(moving, blocks, everywhere, exact, probes, random)
+    probed = _probed(own, columns, step, notes)
+    seen = judging.witness(judged, columns, seed)
+    if "complex step" in probed and not remarks.agrees(probed["complex step"], seen):
+        del probed["complex step"]
+        notes.append(
+            "complex step does not apply: the function is not analytic in complex "
+            "arguments, or loses its digits there"
+        )
+
+    rows = []
+    for i, block in enumerate(blocks):
+        every = np.arange(exact[i].shape[1])
+        tables = [(n, got[i], every) for n, got in everywhere.items()]
+        tables += [(n, got[i], columns[block.leaf]) for n, got in probed.items()]
+        tables.sort(key=lambda table: _rank(table[0]))
+        rows += [
+            measure(block.name, n, block.dtype, got, exact[i], at, block.shape, floor)
+            for n, got, at in tables
+        ]
+    notes[:0] = remarks.about_the_judge(judged, own, judge is not None)
+    doubts = remarks.doubts(judged, blocks, columns, exact, seen, notes)
+    return GradientReport(tuple(rows), tuple(doubts), tuple(notes))
+
+
+def _exact(judged: Problem) -> methods.Matrices:
+    try:
+        with judging.float64():
+            return judging.reverse(judging.widened(judged))
+    except Exception as error:
+        error.add_note(
+            "compare_gradients: this is the judge, on float64 arguments. Pass arrays "
+            "that the function captures as arguments, or give another judge=."
+        )
+        raise
+
+
+def _probed(
+    own: Problem, columns: judging.Columns, step: float | None, notes: list[str]
+) -> dict[str, methods.Matrices]:
+    """Forward mode, differences and complex step, as far as the function lets them."""
+    probed = judging.differences(own, columns, step)
+    for name, way in (
+        ("forward", judging.forward),
+        ("complex step", judging.complex_step),
+    ):
+        try:
+            probed[name] = way(own, columns)
+        except _REFUSALS as refusal:
+            reason = (str(refusal).strip() or type(refusal).__name__).splitlines()[0]
+            notes.append(f"{name} does not apply: {reason}")
+    return probed
+
+
+def _probes(
+    moving: Sequence[Any],
+    blocks: Sequence[arguments.Block],
+    found: Mapping[str, methods.Matrices],
+    exact: methods.Matrices,
+    probes: int,
+    random: np.random.Generator,
+) -> list[np.ndarray]:
+    """For each leaf the columns to look at: where `found` is worst, and random ones."""
+    columns = []
+    for leaf, array in enumerate(moving):
+        finite = np.flatnonzero(np.isfinite(np.asarray(array).astype(np.float64)))
+        worst = [
+            np.argmax(errors_in_ulp(got[i], exact[i], block.dtype).max(axis=0))
+            for got in found.values()
+            for i, block in enumerate(blocks)
+            if block.leaf == leaf
+        ]
+        first = np.intersect1d(worst, finite)[:probes]
+        others = np.setdiff1d(finite, first)
+        more = min(probes - first.size, others.size)
+        drawn = random.choice(others, more, replace=False) if more else others[:0]
+        chosen = np.sort(np.concatenate([first, drawn])).astype(int)
+        # Where every coordinate is infinite there is nothing to step along.
+        columns.append(chosen if chosen.size else np.arange(1))
+    return columns
+
+
+def _rank(method: str) -> int:
+    order = ("reverse", "forward", "", *EVIDENCE)
+    return order.index(method) if method in order else 2

@@ -1,0 +1,209 @@
+"""The arguments of compare_gradients: what moves, what is told, what comes back."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_softmax import _gradient_methods as methods
+
+
+class Block(NamedTuple):
+    """One matrix of the derivative: name, leaf, full shape and the leaf's type."""
+
+    name: str
+    leaf: int
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def as_array(leaf: Any) -> Any:
+    """Numbers and NumPy arrays as JAX sees them; anything else is not data."""
+    try:
+        return jnp.asarray(leaf)
+    except TypeError as error:
+        raise TypeError(
+            f"args: got {leaf!r}, wanted arrays and numbers; bind anything else to the "
+            "function with functools.partial"
+        ) from error
+
+
+def is_real(leaf: Any) -> bool:
+    return leaf.size > 0 and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def reals(tree: Any) -> list[Any]:
+    return [leaf for leaf in jax.tree.leaves(tree) if is_real(leaf)]
+
+
+def differentiated(
+    function: Callable[..., Any], args: tuple[Any, ...], argnums: int | Sequence[int]
+) -> tuple[Any, list[str], list[int]]:
+    """What argnums names: as one tree, and its leaves' names and places in args."""
+    chosen = [argnums] if isinstance(argnums, int) else list(argnums)
+    if not all(-len(args) <= n < len(args) for n in chosen):
+        raise ValueError(f"argnums: got {argnums}, wanted places in {len(args)} args")
+    chosen = [n % len(args) for n in chosen]
+    names, places = [], []
+    paths = jax.tree_util.tree_flatten_with_path(args)[0]
+    for n in chosen:
+        for place, (path, leaf) in enumerate(paths):
+            if path[0].idx != n:
+                continue
+            name = _parameter(function, n) + jax.tree_util.keystr(path[1:])
+            if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+                raise TypeError(f"{name}: got {leaf.dtype}, wanted a real type")
+            if is_real(leaf):
+                names.append(name)
+                places.append(place)
+    if not places:
+        raise TypeError(
+            f"argnums={argnums}: got no floating-point array, wanted at least one"
+        )
+    template = tuple(args[n] for n in chosen)
+    return template[0] if isinstance(argnums, int) else template, names, places
+
+
+def _parameter(function: Callable[..., Any], n: int) -> str:
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return f"args[{n}]"
+    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    named = [p for p in parameters if p.kind in kinds]
+    return named[n].name if n < len(named) else f"args[{n}]"
+
+
+def given_or_normal(
+    what: str, given: Any, like: Any, random: np.random.Generator
+) -> Any:
+    """`given`, checked against `like`, or normal numbers; None at integer leaves."""
+    wanted, treedef = jax.tree.flatten(like)
+    if given is None:
+        numbers = [
+            jnp.asarray(random.standard_normal(leaf.shape).astype(leaf.dtype))
+            if is_real(leaf)
+            else None
+            for leaf in wanted
+        ]
+        return jax.tree.unflatten(treedef, numbers)
+    parts = _matched(what, given, treedef)
+    for part, leaf in zip(parts, wanted, strict=True):
+        if is_real(leaf) and jnp.shape(part) != leaf.shape:
+            raise ValueError(f"{what}: got {jnp.shape(part)}, wanted {leaf.shape}")
+    return jax.tree.unflatten(
+        treedef,
+        [
+            jnp.asarray(part, leaf.dtype) if is_real(leaf) else None
+            for part, leaf in zip(parts, wanted, strict=True)
+        ],
+    )
+
+
+def _matched(what: str, tree: Any, treedef: Any) -> list[Any]:
+    try:
+        return treedef.flatten_up_to(tree)
+    except ValueError as error:
+        got = jax.tree.structure(tree)
+        raise ValueError(f"{what}: got {got}, wanted {treedef}") from error
+
+
+def mapping(
+    function: Callable[..., Any], treedef: Any, places: list[int]
+) -> methods.Mapping:
+    """The function of its differentiated leaves, contracted if there are weights."""
+
+    def mapping(moving: methods.Arrays, fixed: methods.Arrays) -> list[Any]:
+        rest, weights = fixed
+        leaves = list(rest)
+        for place, leaf in zip(places, moving, strict=True):
+            leaves[place] = leaf
+        result = function(*jax.tree.unflatten(treedef, leaves))
+        inexact = [
+            leaf
+            for leaf in map(jnp.asarray, jax.tree.leaves(result))
+            if leaf.size and jnp.issubdtype(leaf.dtype, jnp.inexact)
+        ]
+        if weights is None:
+            return inexact
+        parts = [w * leaf for w, leaf in zip(weights, inexact, strict=True)]
+        narrow = [part.dtype.itemsize < 4 for part in parts]
+        return [
+            sum(
+                jnp.sum(part.astype(jnp.float32) if n else part)
+                for part, n in zip(parts, narrow, strict=True)
+            )
+        ]
+
+    return mapping
+
+
+def gradient(mapping: methods.Mapping) -> methods.Mapping:
+    def gradient(moving: methods.Arrays, fixed: methods.Arrays) -> list[Any]:
+        moving = list(moving)
+        holomorphic = any(jnp.iscomplexobj(leaf) for leaf in moving)
+        first = lambda leaves: mapping(leaves, fixed)[0]  # noqa: E731
+        return jax.grad(first, holomorphic=holomorphic)(moving)
+
+    return gradient
+
+
+def blocks_of(
+    names: list[str], moving: list[Any], outer: Any, tops: list[str] | None
+) -> list[Block]:
+    """The matrices in order: outputs first if the whole Jacobian is wanted."""
+    inner = [
+        Block(name, i, leaf.shape, leaf.dtype)
+        for i, (name, leaf) in enumerate(zip(names, moving, strict=True))
+    ]
+    if outer is None:
+        return inner
+    paths = jax.tree_util.tree_flatten_with_path(outer)[0]
+    heads = [("out" + jax.tree_util.keystr(p), leaf) for p, leaf in paths]
+    heads = [(name, leaf) for name, leaf in heads if is_real(leaf)]
+    if tops is not None:
+        heads = [(name, leaf) for name, (_, leaf) in zip(tops, heads, strict=True)]
+    return [
+        Block(f"d {name} / d {b.name}", b.leaf, (*head.shape, *b.shape), b.dtype)
+        for name, head in heads
+        for b in inner
+    ]
+
+
+def returned(
+    form: str,
+    output: Any,
+    outer: Any,
+    template: Any,
+    blocks: Sequence[Block],
+    exact: methods.Matrices,
+) -> methods.Matrices:
+    """A closed form's arrays as matrices, if they are what the arguments ask for."""
+    parts = [output]
+    if outer is not None:
+        heads, treedef = jax.tree.flatten(outer)
+        parts = _matched(form, output, treedef)
+        parts = [p for p, head in zip(parts, heads, strict=True) if is_real(head)]
+    leaves, treedef = jax.tree.flatten(template)
+    arrays = [
+        array
+        for part in parts
+        for array, leaf in zip(_matched(form, part, treedef), leaves, strict=True)
+        if is_real(leaf)
+    ]
+    for array, block in zip(arrays, blocks, strict=True):
+        got = (
+            f"{array.dtype}{list(array.shape)}"
+            if hasattr(array, "dtype")
+            else type(array).__name__
+        )
+        wanted = f"{block.dtype}{list(block.shape)}"
+        if got != wanted:
+            raise ValueError(f"{form} of {block.name}: got {got}, wanted {wanted}")
+    return [
+        np.asarray(array).astype(np.float64).reshape(right.shape)
+        for array, right in zip(arrays, exact, strict=True)
+    ]

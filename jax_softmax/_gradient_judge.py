@@ -1,0 +1,198 @@
+"""The judge of compare_gradients: a float64 run, and what witnesses say about it."""
+
+import importlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_softmax import _gradient_methods as methods
+
+T = TypeVar("T")
+Columns = Sequence[np.ndarray]
+_EPS64 = float(np.finfo(np.float64).eps)
+
+
+class Problem(NamedTuple):
+    """A mapping, where it is, and a direction if only its product is wanted.
+
+    With a direction the derivative is one column for each output; without one it is a
+    matrix for each output and moving leaf, of which some columns are probed.
+    """
+
+    mapping: methods.Mapping
+    moving: methods.Arrays
+    fixed: methods.Arrays
+    direction: methods.Arrays | None
+
+
+class Witness(NamedTuple):
+    """For each matrix: float64 differences, how far to trust them, and kinks."""
+
+    slopes: methods.Matrices
+    trust: methods.Matrices
+    kinked: methods.Matrices
+    below: methods.Matrices
+    above: methods.Matrices
+    crooked: tuple[int, ...]
+    """Leaves along which a random line, not a coordinate, has a kink."""
+
+    def close(self, matrix: int) -> np.ndarray:
+        """The slope from next to the point, with few digits."""
+        return (self.below[matrix] + self.above[matrix]) / 2
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    """x64 inside, the caller's setting outside: under the name that this jax has.
+
+    Arrays that a function captured stay in their type, and may meet float64 ones.
+    """
+    scope = getattr(jax, "enable_x64", None)
+    if scope is None:
+        scope = importlib.import_module("jax.experimental").enable_x64
+    with scope(True), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def widened(problem: Problem) -> Problem:
+    """The same numbers in float64; call it inside `float64()`."""
+    return jax.tree.map(
+        lambda leaf: (
+            jnp.asarray(np.asarray(leaf).astype(np.float64))
+            if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+            else leaf
+        ),
+        problem,
+    )
+
+
+def reverse(problem: Problem) -> methods.Matrices:
+    """Reverse mode; of a product with a direction, reverse over what mapping does."""
+    mapping, moving, fixed, direction = problem
+    if direction is None:
+        return methods.reverse_matrices(mapping, moving, fixed)
+
+    def product(moving: methods.Arrays, fixed: methods.Arrays) -> list[Any]:
+        inner, vector = fixed
+        pairs = zip(mapping(moving, inner), vector, strict=True)
+        return [sum(jnp.sum(leaf * v) for leaf, v in pairs)]
+
+    rows = methods.reverse_matrices(product, moving, [fixed, direction])
+    return [row.T for row in rows]
+
+
+def forward(problem: Problem, columns: Columns) -> methods.Matrices:
+    """Forward mode, at the probed columns."""
+    mapping, moving, fixed, direction = problem
+    if direction is not None:
+        return methods.forward_along(mapping, moving, fixed, direction)
+    return _by_leaf(
+        columns,
+        lambda leaf, at: methods.forward_columns(mapping, moving, fixed, leaf, at),
+    )
+
+
+@np.errstate(all="ignore")
+def differences(
+    problem: Problem, columns: Columns, step: float | None
+) -> dict[str, methods.Matrices]:
+    """Central and Richardson differences, in the arrays' own types."""
+
+    def central(sampler: methods.Sampler, eps: float) -> methods.Matrices:
+        return methods.central(sampler, step or eps ** (1 / 3))
+
+    def richardson(sampler: methods.Sampler, eps: float) -> methods.Matrices:
+        found = methods.richardson(sampler, step or eps ** (1 / 5), eps)
+        return [slope for slope, _ in found]
+
+    return {
+        "central": _sampled(problem, columns, central),
+        "richardson": _sampled(problem, columns, richardson),
+    }
+
+
+@np.errstate(all="ignore")
+def complex_step(problem: Problem, columns: Columns) -> methods.Matrices:
+    """The complex step; fails with what the function has against complex numbers."""
+    mapping, moving, fixed, direction = problem
+    with warnings.catch_warnings(), jax.numpy_dtype_promotion("standard"):
+        warnings.simplefilter("ignore")
+        if direction is not None:
+            return methods.complex_along(mapping, moving, fixed, direction)
+        return _by_leaf(
+            columns,
+            lambda leaf, at: methods.complex_coordinates(
+                mapping, moving, fixed, leaf, at
+            ),
+        )
+
+
+@np.errstate(all="ignore")
+def witness(problem: Problem, columns: Columns, seed: int) -> Witness:
+    """What differences in float64 say at the probed columns and on random lines."""
+    with float64():
+        wide = widened(problem)
+        slopes = _sampled(
+            wide, columns, lambda s, _: methods.richardson(s, _EPS64**0.2, _EPS64)
+        )
+        kinks = _sampled(wide, columns, lambda s, _: methods.one_sided(s, _EPS64))
+        crooked = _crooked(wide, seed) if wide.direction is None else ()
+    return Witness(
+        slopes=[slope for slope, _ in slopes],
+        trust=[uncertainty for _, uncertainty in slopes],
+        kinked=[kinked for kinked, _, _ in kinks],
+        below=[below for _, below, _ in kinks],
+        above=[above for _, _, above in kinks],
+        crooked=crooked,
+    )
+
+
+def narrowing(problem: Problem) -> str | None:
+    """What in the float64 run is not in float64, if anything."""
+    with float64():
+        wide = widened(problem)
+        jaxpr = jax.make_jaxpr(wide.mapping)(wide.moving, wide.fixed)
+    return methods.narrowing(jaxpr.jaxpr)
+
+
+def _crooked(wide: Problem, seed: int) -> tuple[int, ...]:
+    """Probed coordinates may miss a kink; a random line in all of them does not."""
+    random, found = np.random.default_rng(seed), []
+    for leaf, array in enumerate(wide.moving):
+        direction = [np.zeros(a.shape) for a in wide.moving]
+        signs = random.choice([-1.0, 1.0], array.shape)
+        direction[leaf] = np.where(np.isfinite(array), signs, 0.0)
+        line = methods.line_sampler(wide.mapping, wide.moving, wide.fixed, direction)
+        if any(np.any(k) for k, _, _ in methods.one_sided(line, _EPS64)):
+            found.append(leaf)
+    return tuple(found)
+
+
+def _sampled(
+    problem: Problem,
+    columns: Columns,
+    way: Callable[[methods.Sampler, float], list[T]],
+) -> list[T]:
+    """`way` of a sampler and its type's eps, for each matrix in order."""
+    mapping, moving, fixed, direction = problem
+    eps = [float(jnp.finfo(array.dtype).eps) for array in moving]
+    if direction is not None:
+        line = methods.line_sampler(mapping, moving, fixed, direction)
+        return way(line, max(eps))
+    return _by_leaf(
+        columns,
+        lambda leaf, at: way(
+            methods.coordinate_sampler(mapping, moving, fixed, leaf, at), eps[leaf]
+        ),
+    )
+
+
+def _by_leaf(columns: Columns, way: Callable[[int, np.ndarray], list[T]]) -> list[T]:
+    """The matrices of each leaf, put in order: outputs first, then leaves."""
+    found = [way(leaf, at) for leaf, at in enumerate(columns)]
+    return [matrix for output in zip(*found, strict=True) for matrix in output]

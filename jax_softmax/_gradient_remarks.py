@@ -1,0 +1,161 @@
+"""What compare_gradients has to say beside its numbers: hints, notes and doubts."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from jax_softmax import _gradient_methods as methods
+from jax_softmax._gradient_arguments import Block
+from jax_softmax._gradient_judge import (
+    Columns,
+    Problem,
+    Witness,
+    float64,
+    narrowing,
+    widened,
+)
+
+
+@np.errstate(all="ignore")
+def agrees(slopes: methods.Matrices, seen: Witness) -> bool:
+    """Whether two ways that know nothing of autodiff tell the same story."""
+    for i, slope in enumerate(slopes):
+        wide, finite = seen.slopes[i], np.isfinite(seen.slopes[i])
+        largest = np.max(np.abs(wide), initial=0.0, where=finite)
+        near = np.abs(slope - wide) <= 1e-3 * largest + 10 * seen.trust[i]
+        near |= np.abs(slope - seen.close(i)) <= 1e-3 * largest
+        if np.any(finite & ~near):
+            return False
+    return True
+
+
+@np.errstate(all="ignore")
+def diagnosis(form: str, block: Block, got: np.ndarray, exact: np.ndarray) -> list[str]:
+    """What a wrong closed form looks like from afar: a factor, a sign, a transpose."""
+    largest = np.max(np.abs(exact), initial=0.0, where=np.isfinite(exact))
+    large = np.isfinite(exact) & np.isfinite(got) & (np.abs(exact) > 1e-2 * largest)
+    if not np.any(large) or largest == 0:
+        return []
+    ratios = got[large] / exact[large]
+    factor = float(np.median(ratios))
+    if np.ptp(ratios) <= 1e-2 * abs(factor) and abs(factor - 1) > 2e-2:
+        what = "minus" if abs(factor + 1) < 1e-2 else f"{factor:.4g} times"
+        return [f"{form} of {block.name} is {what} the judge's everywhere"]
+    if len(block.shape) == 2 and block.shape[0] == block.shape[1] and got.size > 1:
+        square, other = got.reshape(block.shape), exact.reshape(block.shape)
+        if _near(square.T, other) and not _near(square, other):
+            return [f"{form} of {block.name} is the transpose of the judge's"]
+    return []
+
+
+def _near(got: np.ndarray, exact: np.ndarray) -> bool:
+    """Alike to 1 % of the largest entry, and infinite or NaN in the same places."""
+    finite = np.isfinite(exact)
+    if not np.array_equal(got[~finite], exact[~finite], equal_nan=True):
+        return False
+    got, exact = got[finite], exact[finite]
+    largest = np.max(np.abs(exact), initial=0.0)
+    return bool(np.all(np.abs(got - exact) <= 1e-2 * largest))
+
+
+@np.errstate(all="ignore")
+def about_the_judge(judged: Problem, own: Problem, given: bool) -> list[str]:
+    """How the judge was run, and whether it ran the same function."""
+    who = "the judge's own function" if given else "the function"
+    if all(array.dtype == np.float64 for array in own.moving):
+        return [
+            f"judge: reverse mode of {who} in float64. The arguments are float64 "
+            "themselves: errors of a few ULP cannot be told from the judge's own"
+        ]
+    on = jnp.zeros(()).dtype == np.float64
+    was = "was on already" if on else "is off outside, as before"
+    notes = [
+        f"judge: reverse mode of {who} in float64, as {own.moving[0].dtype} cannot "
+        f"judge itself; x64 was needed: inside this call, by jax.enable_x64; it {was}"
+    ]
+    with float64():
+        wide = widened(judged)
+        right = [np.asarray(v) for v in wide.mapping(wide.moving, wide.fixed)]
+    left = [np.asarray(v, np.float64) for v in own.mapping(own.moving, own.fixed)]
+    for got, value in zip(left, right, strict=False):
+        if got.shape == value.shape and not _near(got, value):
+            worst = np.unravel_index(np.argmax(np.abs(got - value)), got.shape)
+            notes.append(
+                f"the value itself is {got[worst]:.6g} in {own.moving[0].dtype} and "
+                f"{value[worst]:.6g} in float64: digits are lost, or (random numbers?) "
+                "it is another function there"
+            )
+            break
+    return notes
+
+
+@np.errstate(all="ignore")
+def doubts(
+    judged: Problem,
+    blocks: Sequence[Block],
+    columns: Columns,
+    exact: methods.Matrices,
+    seen: Witness,
+    notes: list[str],
+) -> list[str]:
+    """Reasons why no one should trust the judge here."""
+    doubts = []
+    if narrow := narrowing(judged):
+        return [
+            f"the judge leaves float64 on the way ({narrow}), so it is no better than "
+            "what it judges; give a judge= that does not cast"
+        ]
+    for i, block in enumerate(blocks):
+
+        def name(place: np.ndarray, i: int = i, block: Block = block) -> str:
+            column = int(columns[block.leaf][place[1]])
+            flat = int(place[0]) * exact[i].shape[1] + column
+            index = [int(k) for k in np.unravel_index(flat, block.shape)]
+            return f"{block.name}{index}"
+
+        kinks = np.argwhere(seen.kinked[i])
+        if kinks.size:
+            at = tuple(kinks[0])
+            # Adding 0 turns -0 into 0.
+            below, above = seen.below[i][at] + 0, seen.above[i][at] + 0
+            doubts.append(
+                f"not differentiable at {name(kinks[0])}: the slope is {below:.6g} "
+                f"from below and {above:.6g} from above{_more(len(kinks))}"
+            )
+            continue
+        if block.leaf in seen.crooked:
+            doubts.append(
+                f"not differentiable in {block.name}: along a random line the slopes "
+                "before and behind this point differ"
+            )
+            continue
+        if undefined := int(np.isnan(exact[i]).sum()):
+            doubts.append(
+                f"the judge is NaN in {undefined} of {exact[i].size} entries of "
+                f"{block.name}: if the function is not, give another judge="
+            )
+        slopes, right = seen.slopes[i], exact[i][:, columns[block.leaf]]
+        size = np.max(np.abs(right), initial=0.0, where=np.isfinite(right))
+        near = np.abs(slopes - right) <= 1e-6 * size + 10 * seen.trust[i]
+        far = np.isfinite(slopes) & ~near
+        # A kink beside the point spoils wide differences, but not the close ones.
+        beside = far & (np.abs(seen.close(i) - right) <= 1e-5 * size)
+        if np.any(beside):
+            notes.append(
+                f"a kink or a sharp bend is near {name(np.argwhere(beside)[0])}: "
+                "differences reach over it and say little there"
+            )
+        wrong = np.argwhere(far & ~beside)
+        if wrong.size:
+            at = tuple(wrong[0])
+            doubts.append(
+                f"float64 differences contradict the judge at {name(wrong[0])}: "
+                f"{slopes[at]:.6g}, not {right[at]:.6g}; a derivative rule is wrong or "
+                f"a stop_gradient hides a term{_more(len(wrong))}"
+            )
+    return doubts
+
+
+def _more(count: int) -> str:
+    return f" (and at {count - 1} more of the probed entries)" if count > 1 else ""

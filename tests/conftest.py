@@ -1,0 +1,57 @@
+"""What every test runs under: checked annotations, strict types, four CPU devices."""
+
+import os
+
+os.environ["XLA_FLAGS"] = " ".join(
+    (os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4")
+)
+
+from jaxtyping import config as jaxtyping_config
+from jaxtyping import install_import_hook
+
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+CHECKED = ("_checks", "_partition", "_reductions", "_losses")
+install_import_hook([f"jax_softmax.{room}" for room in CHECKED], CHECKER)
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_softmax
+
+
+class Doctests:
+    """Doctests anywhere, README included, start with the public names."""
+
+    @pytest.fixture(autouse=True)
+    def names(self, doctest_namespace):
+        public = {n: v for n, v in vars(jax_softmax).items() if not n.startswith("_")}
+        doctest_namespace.update(public, jax=jax, jnp=jnp, np=np)
+
+
+def pytest_configure(config):
+    # A fixture of this file would not reach the doctests outside of this folder.
+    config.pluginmanager.register(Doctests())
+
+
+@pytest.fixture
+def x64():
+    """64-bit types, for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def our_errors():
+    """The library without beartype in front, so that its own messages are heard."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def strict_types():
+    """No promotion of types that the code does not ask for."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield

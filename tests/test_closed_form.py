@@ -1,0 +1,278 @@
+"""Closed forms against autodiff of plain float64 functions without any custom rule."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from jax_softmax import _closed_form as basic
+from jax_softmax import _closed_form_losses as losses
+from jax_softmax import _closed_form_regression as regression
+from jax_softmax._gradient_report import errors_in_ulp
+
+ROWS, CLASSES, FEATURES = 4, 5, 3
+
+
+def plain_lse(z):
+    return jnp.log(jnp.sum(jnp.exp(z)))
+
+
+def plain_softmax(z):
+    return jnp.exp(z) / jnp.sum(jnp.exp(z))
+
+
+def plain_cap(z, softcap):
+    return z if softcap is None else softcap * jnp.tanh(z / softcap)
+
+
+def plain_cross_entropy(z, q, softcap=None):
+    s = plain_cap(z, softcap)
+    return jnp.sum(q) * plain_lse(s) - jnp.sum(q * s)
+
+
+def plain_target(label, smoothing):
+    onehot = (jnp.arange(CLASSES) == label).astype(float)
+    return (1 - smoothing) * onehot + smoothing / CLASSES
+
+
+def plain_objective(w, b, x, labels, l2=0.0, where=None):
+    rows = jax.vmap(lambda xi, y: plain_cross_entropy(xi @ w + b, plain_target(y, 0.0)))
+    nll = rows(x, labels)
+    keep = jnp.ones(len(x)) if where is None else where.astype(x.dtype)
+    return jnp.sum(keep * nll) / jnp.sum(keep) + l2 / 2 * jnp.sum(w**2)
+
+
+def draw(seed, *shape, scale=1.0):
+    return jnp.asarray(scale * np.random.default_rng(seed).standard_normal(shape))
+
+
+def agree(got, want, tolerance=1e-12):
+    for left, right in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert left.shape == right.shape
+        np.testing.assert_allclose(left, right, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture
+def case(x64):
+    z = draw(0, ROWS, CLASSES, scale=2.0)
+    labels = jnp.array([0, 4, 2, 2])
+    return z, labels, draw(1, ROWS, CLASSES)
+
+
+def test_softmax(case):
+    z, _, t = case
+    jacobian = jax.jit(jax.vmap(jax.jacrev(plain_softmax)))(z)
+    agree(basic.softmax_jacobian(z), jacobian)
+    agree(basic.softmax_jvp(z, t), jnp.einsum("nij,nj->ni", jacobian, t))
+    agree(basic.softmax_vjp(z, t), jnp.einsum("ni,nij->nj", t, jacobian))
+
+
+def test_log_softmax(case):
+    z, _, t = case
+    jacobian = jax.jit(jax.vmap(jax.jacrev(lambda z: z - plain_lse(z))))(z)
+    agree(basic.log_softmax_jvp(z, t), jnp.einsum("nij,nj->ni", jacobian, t))
+    agree(basic.log_softmax_vjp(z, t), jnp.einsum("ni,nij->nj", t, jacobian))
+
+
+@pytest.mark.parametrize(
+    ("plain", "names"),
+    [
+        (plain_lse, "logsumexp"),
+        (lambda z: plain_lse(z) ** 2, "z_loss"),
+    ],
+)
+def test_functions_of_lse(case, plain, names):
+    z, _, t = case
+    gradient = jax.jit(jax.vmap(jax.grad(plain)))
+    hessian = jax.jit(jax.vmap(jax.hessian(plain)))(z)
+    agree(getattr(basic, f"{names}_gradient")(z), gradient(z))
+    agree(getattr(basic, f"{names}_hessian")(z), hessian)
+    agree(getattr(basic, f"{names}_hvp")(z, t), jnp.einsum("nij,nj->ni", hessian, t))
+
+
+@pytest.mark.parametrize(
+    ("smoothing", "softcap"), [(0.0, None), (0.1, None), (0.1, 1.5)]
+)
+def test_cross_entropy(case, smoothing, softcap):
+    z, labels, t = case
+    options = {"label_smoothing": smoothing, "softcap": softcap}
+
+    def plain(z, y):
+        return plain_cross_entropy(z, plain_target(y, smoothing), softcap)
+
+    hessian = jax.jit(jax.vmap(jax.hessian(plain)))(z, labels)
+    gradient = losses.cross_entropy_gradient(z, labels, **options)
+    agree(gradient, jax.jit(jax.vmap(jax.grad(plain)))(z, labels))
+    agree(losses.cross_entropy_hessian(z, labels, **options), hessian)
+    product = losses.cross_entropy_hvp(z, labels, t, **options)
+    agree(product, jnp.einsum("nij,nj->ni", hessian, t))
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_cross_entropy_with_probs(case, softcap):
+    z, _, t = case
+    q = jnp.abs(draw(2, ROWS, CLASSES))  # does not sum to 1, on purpose
+
+    def plain(z, q):
+        return plain_cross_entropy(z, q, softcap)
+
+    hessian = jax.jit(jax.vmap(jax.hessian(plain)))(z, q)
+    gradient = losses.cross_entropy_with_probs_gradient(z, q, softcap=softcap)
+    agree(gradient, jax.vmap(jax.grad(plain))(z, q))
+    matrix = losses.cross_entropy_with_probs_hessian(z, q, softcap=softcap)
+    agree(matrix, hessian)
+    product = losses.cross_entropy_with_probs_hvp(z, q, t, softcap=softcap)
+    agree(product, jnp.einsum("nij,nj->ni", hessian, t))
+
+
+def test_temperature(case):
+    z, labels, _ = case
+    t = jnp.array(1.7)
+
+    def plain(z, y, t):
+        return plain_cross_entropy(z / t, plain_target(y, 0.0))
+
+    by_row = jax.jit(jax.vmap(jax.grad(plain, argnums=(0, 2)), (0, 0, None)))
+    agree(losses.temperature_gradient(z, labels, t), by_row(z, labels, t))
+    curvature = jax.jit(jax.vmap(jax.hessian(plain, argnums=2), (0, 0, None)))
+    agree(losses.temperature_curvature(z, labels, t), curvature(z, labels, t))
+
+
+@pytest.fixture
+def problem(x64):
+    w, b = draw(3, FEATURES, CLASSES), draw(4, CLASSES)
+    return w, b, draw(5, ROWS, FEATURES), jnp.array([0, 4, 2, 2])
+
+
+@pytest.mark.parametrize("where", [None, [True, False, True, True]])
+def test_regression(problem, where):
+    w, b, x, labels = problem
+    where = None if where is None else jnp.array(where)
+    options = {"l2": 0.3, "where": where}
+    tangent = draw(6, FEATURES, CLASSES), draw(7, CLASSES)
+
+    def plain(w, b):
+        return plain_objective(w, b, x, labels, **options)
+
+    gradient = jax.jit(jax.grad(plain, argnums=(0, 1)))
+    agree(regression.regression_gradient(w, b, x, labels, **options), gradient(w, b))
+    product = jax.jvp(gradient, (w, b), tangent)[1]
+    agree(regression.regression_hvp(w, b, x, tangent, **options), product)
+    agree(regression.regression_gauss_newton_vp(w, b, x, tangent, **options), product)
+    hessian = regression.regression_hessian(w, b, x, **options)
+    agree(hessian @ ravel_pytree(tangent)[0], ravel_pytree(product)[0])
+    flat, unravel = ravel_pytree((w, b))
+    agree(hessian, jax.jit(jax.hessian(lambda flat: plain(*unravel(flat))))(flat))
+
+
+def test_fisher_is_the_expected_outer_product_of_gradients(problem):
+    w, b, x, _ = problem
+    tangent = draw(6, FEATURES, CLASSES), draw(7, CLASSES)
+    vector, total = ravel_pytree(tangent)[0], 0.0
+    gradient = jax.jit(jax.grad(plain_objective, argnums=(0, 1)))
+    for xi in x:
+        for y, p in enumerate(plain_softmax(xi @ w + b)):
+            flat = ravel_pytree(gradient(w, b, xi[None], jnp.array([y])))[0]
+            total += p * flat * (flat @ vector) / len(x)
+    got = regression.regression_fisher_vp(w, b, x, tangent)
+    agree(ravel_pytree(got)[0], total)
+
+
+def test_per_example(problem):
+    w, b, x, labels = problem
+    tangent = draw(6, FEATURES, CLASSES), draw(7, CLASSES)
+    gradient = jax.jit(jax.grad(plain_objective, argnums=(0, 1)))
+    each = [gradient(w, b, xi[None], y[None]) for xi, y in zip(x, labels, strict=True)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    agree(regression.regression_per_example_gradients(w, b, x, labels), stacked)
+    flat = jnp.stack([ravel_pytree(g)[0] for g in each])
+    norms = regression.regression_per_example_gradient_norms(w, b, x, labels)
+    agree(norms, jnp.linalg.norm(flat, axis=1))
+    product = regression.regression_empirical_fisher_vp(w, b, x, labels, tangent)
+    want = flat.T @ (flat @ ravel_pytree(tangent)[0]) / len(x)
+    agree(ravel_pytree(product)[0], want)
+
+
+def test_dropped_rows_may_hold_anything(problem):
+    w, b, x, labels = problem
+    where = jnp.array([True, False, True, True])
+    tangent = draw(6, FEATURES, CLASSES), draw(7, CLASSES)
+    dirty, ids = x.at[1].set(jnp.nan), labels.at[1].set(-100)
+    agree(
+        regression.regression_gradient(w, b, dirty, ids, where=where),
+        regression.regression_gradient(w, b, x, labels, where=where),
+    )
+    agree(
+        regression.regression_empirical_fisher_vp(
+            w, b, dirty, ids, tangent, where=where
+        ),
+        regression.regression_empirical_fisher_vp(
+            w, b, x, labels, tangent, where=where
+        ),
+    )
+    for product in (regression.regression_hvp, regression.regression_gauss_newton_vp):
+        agree(
+            product(w, b, dirty, tangent, where=where),
+            product(w, b, x, tangent, where=where),
+        )
+    nothing = jnp.zeros(ROWS, bool)
+    for leaf in regression.regression_gradient(w, b, dirty, ids, where=nothing):
+        assert not leaf.any()
+
+
+@pytest.mark.parametrize("margin", [0.0, 12.0, 20.0, 60.0])
+def test_the_label_keeps_its_digits_when_the_model_is_certain(margin):
+    z = np.zeros((1, CLASSES), np.float32)
+    z[0, 1] = margin
+    others = (CLASSES - 1) * np.exp(-np.float64(margin))
+    exact = np.full((1, CLASSES), np.exp(-np.float64(margin)) / (1 + others))
+    exact[0, 1] = -others / (1 + others)
+    got = losses.cross_entropy_gradient(jnp.asarray(z), jnp.array([1]))
+    assert errors_in_ulp(np.asarray(got), exact, np.float32).max() <= 4
+    # The diagonal of the Jacobian, p (1 - p), by the same care.
+    jacobian = np.asarray(basic.softmax_jacobian(jnp.asarray(z)))[0]
+    assert errors_in_ulp(jacobian[1, 1], others / (1 + others) ** 2, "f4") <= 6
+
+
+def test_softcap_slope_keeps_its_digits_where_the_cap_bites():
+    z, softcap = np.float32(40.0), 2.0
+    got = losses.cross_entropy_gradient(
+        jnp.array([[z, 0.0]]), jnp.array([1]), softcap=softcap
+    )
+    slope = 1 / np.cosh(np.float64(z) / softcap) ** 2
+    want = slope / (1 + np.exp(-softcap * np.tanh(z / softcap)))
+    assert errors_in_ulp(np.asarray(got)[0, 0], want, "f4") <= 12
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_results_have_the_type_of_the_logits(dtype):
+    z, labels = jnp.ones((2, 3), dtype), jnp.array([0, 2])
+    assert basic.softmax_jacobian(z).dtype == dtype
+    assert basic.z_loss_hvp(z, z).dtype == dtype
+    assert losses.cross_entropy_gradient(z, labels).dtype == dtype
+    assert losses.cross_entropy_hvp(z, labels, z, softcap=3.0).dtype == dtype
+
+
+def test_ruled_out_classes_have_no_gradient():
+    z = jnp.array([[1.0, -jnp.inf, 0.0]])
+    gradient = losses.cross_entropy_gradient(z, jnp.array([0]))
+    assert gradient[0, 1] == 0
+    assert jnp.isfinite(gradient).all()
+    assert jnp.isfinite(basic.softmax_jacobian(z)).all()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32"])
+def test_a_label_that_is_no_class_is_nan_in_its_row_only(dtype):
+    labels = jnp.array([3, 1]).astype(dtype)
+    gradient = losses.cross_entropy_gradient(jnp.zeros((2, 3)), labels)
+    assert jnp.isnan(gradient).all(axis=1).tolist() == [True, False]
+
+
+def test_any_batch_axes_under_jit_and_vmap():
+    z = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4)), jnp.float32)
+    labels = jnp.array([[0, 1, 2], [3, 0, 1]])
+    want = losses.cross_entropy_hessian(z, labels, softcap=2.0)
+    hessian = jax.jit(lambda z, y: losses.cross_entropy_hessian(z, y, softcap=2.0))
+    agree(jax.vmap(hessian)(z, labels), want, 1e-6)
+    assert want.shape == (2, 3, 4, 4)
