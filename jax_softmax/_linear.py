@@ -1,0 +1,231 @@
+"""Cross-entropy from features and weights, without the logits in memory.
+
+    z = x w + b,   loss = lse(z) - z[y],   d loss / d z = softmax(z) - onehot(y)
+
+The logits are made, used and dropped tile by tile. Here are the rules of
+differentiation; `_linear_passes` makes the passes, `_linear_plan` chooses the tiles.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int
+
+from jax_softmax import _checks as checks
+from jax_softmax import _linear_passes as passes
+from jax_softmax import _linear_tiles as tiles
+from jax_softmax._linear_map import linear_map
+from jax_softmax._linear_passes import Gradients
+from jax_softmax._linear_plan import Chunk, head_of, layer_of, on_tiles
+from jax_softmax._linear_tiles import Head, Layer
+
+Rowwise = Float[Array, "*batch"]
+
+
+def linear_cross_entropy(
+    x: Float[ArrayLike, "*batch features"],
+    w: Float[ArrayLike, "_ _"],
+    labels: Int[ArrayLike, "*batch"],
+    *,
+    b: Float[ArrayLike, " classes"] | None = None,
+    where: Bool[ArrayLike, "*batch"] | None = None,
+    label_smoothing: float = 0.0,
+    softcap: float | None = None,
+    tied: bool = False,
+    chunk: Chunk | None = None,
+    precision: Any = None,
+    return_lse: bool = False,
+) -> Rowwise | tuple[Rowwise, Rowwise]:
+    """Cross-entropy of softmax(x w + b), one loss per row, without the logits.
+
+        z = x w + b,   loss = lse(z) - z[y],   d loss / d z = softmax(z) - onehot(y)
+
+    Under grad the logits are made again: four matmuls, for any cotangent. Where the
+    mean is wanted, mean_linear_cross_entropy needs three.
+
+    Args:
+        x: features; types narrower than float32 are multiplied as they are, in the
+            common type of x and w, and added up in float32.
+        w: weights, [features, classes], or [classes, features] if tied.
+        labels: in [0, classes). Any other id makes the row's loss and gradient NaN.
+        b: biases of the classes; -inf rules a class out.
+        where: rows to keep. A dropped row has loss 0 and gradient exactly 0, whatever
+            it holds.
+        label_smoothing: the share of the target spread evenly over all classes that
+            are not ruled out.
+        softcap: logits become softcap * tanh(z / softcap).
+        tied: w is an embedding table [classes, features], used without a copy.
+        chunk: (tokens, classes) of a tile. By default from the shapes alone: on a CPU,
+            2048 tokens, and classes for a million logits; elsewhere all tokens by
+            8192 classes.
+            Any value gives the same answer, up to rounding.
+        precision: of all matmuls, as in jax.lax.dot_general.
+        return_lse: return (loss, lse), both differentiable.
+
+    Returns:
+        Losses >= 0 in at least float32, within 3 ULP of the exact loss of the float32
+        logits. Dropped rows have loss and lse 0.
+
+    Raises:
+        TypeError: x, w or b are not floating point, or labels not integers.
+        ValueError: shapes do not match, or an option is out of range.
+
+    >>> x, w, labels = jnp.ones((2, 3)), jnp.zeros((3, 4)), jnp.array([0, 3])
+    >>> print(linear_cross_entropy(x, w, labels))
+    [1.3862944 1.3862944]
+    >>> loss, lse = linear_cross_entropy(x, w, labels, return_lse=True)
+    >>> print(loss + 1e-4 * lse**2)  # z-loss
+    [1.3864865 1.3864865]
+    """
+    layer, batch = layer_of(x, w, labels, b, where, tied)
+    head = head_of(tied, softcap, label_smoothing, precision, chunk)
+    found = _per_row(head, chunk, layer)
+    loss, lse = (leaf.reshape(batch) for leaf in found)
+    return (loss, lse) if return_lse else loss
+
+
+def mean_linear_cross_entropy(
+    x: Float[ArrayLike, "*batch features"],
+    w: Float[ArrayLike, "_ _"],
+    labels: Int[ArrayLike, "*batch"],
+    *,
+    b: Float[ArrayLike, " classes"] | None = None,
+    where: Bool[ArrayLike, "*batch"] | None = None,
+    weights: Float[ArrayLike, "*batch"] | None = None,
+    normalizer: Float[ArrayLike, ""] | float | None = None,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    softcap: float | None = None,
+    tied: bool = False,
+    chunk: Chunk | None = None,
+    precision: Any = None,
+) -> Float[Array, ""]:
+    """The mean of linear_cross_entropy, its gradients made on the way forward.
+
+        sum of weights * (loss + z_loss * lse^2) / normalizer
+
+    The cotangents of the rows are known before the first logit is, so a value with both
+    gradients costs three matmuls; a value alone costs one. With bfloat16 weights, the
+    gradient of w is rounded to their type once for each chunk of tokens.
+
+    Args:
+        x, w, labels, b, where, label_smoothing, softcap, tied, precision: as in
+            linear_cross_entropy.
+        weights: of the rows, 1 by default. They can be differentiated too.
+        normalizer: what the sum is divided by, instead of the sum of the weights of
+            the kept rows. With the whole batch's count, the sum over ragged
+            micro-batches is the mean of the batch.
+        z_loss: the weight of lse^2.
+        chunk: (tokens, classes) of a tile. The logits of one chunk of tokens are kept
+            where they fit into 40 MB on a CPU and 512 MB elsewhere, which is how many
+            tokens there are by default; where that is fewer than 128, and for a larger
+            chunk, logits are made again, which is a fourth matmul.
+
+    Returns:
+        A scalar in at least float32; 0 with zero gradient when no row is kept.
+
+    Raises:
+        TypeError: x, w, b or weights are not floating point, or labels not integers.
+        ValueError: shapes do not match, or an option is out of range.
+
+    >>> x, w, labels = jnp.ones((2, 3)), jnp.zeros((3, 4)), jnp.array([0, -100])
+    >>> print(mean_linear_cross_entropy(x, w, labels, where=labels >= 0))
+    1.3862944
+    >>> halves = [mean_linear_cross_entropy(x[i:i+1], w, jnp.array([i]), normalizer=2.0)
+    ...           for i in range(2)]
+    >>> print(sum(halves))
+    1.3862944
+    """
+    layer, batch = layer_of(x, w, labels, b, where, tied)
+    head = head_of(tied, softcap, label_smoothing, precision, chunk)
+    wide = tiles.wide_type(layer)
+    if weights is None:
+        shares = jnp.ones(layer.labels.shape, wide)
+    else:
+        weights = checks.floating("weights", weights)
+        checks.same_shape("weights", weights, batch)
+        shares = weights.reshape(-1).astype(wide)
+    if layer.keep is not None:
+        shares = jnp.where(layer.keep, shares, 0)
+    count = jnp.asarray(shares.sum() if normalizer is None else normalizer, wide)
+    shares = jnp.where(count == 0, 0, shares / jnp.where(count == 0, 1, count))
+    return _weighted_sum(head, chunk, z_loss, layer, shares)
+
+
+def _per_row(head: Head, chunk: Chunk | None, layer: Layer) -> tuple[Array, Array]:
+    """(loss, lse) of each row. Recomputes logits under grad: four matmuls."""
+
+    def tiled(function, *args):
+        return on_tiles(function, head, chunk, False, *args)
+
+    def value(layer: Layer) -> tuple[passes.Rows, tuple[Array, Array]]:
+        rows = tiled(passes.measure, layer)
+        found = passes.losses(head, layer, rows)
+        return rows, (found.loss, found.lse)
+
+    @jax.custom_jvp
+    def rows_of(layer: Layer) -> tuple[Array, Array]:
+        return value(layer)[1]
+
+    def rule(primals, tangents):
+        (layer,) = primals
+        rows, out = value(layer)
+        moved = _moved(tangents[0])
+        wanted = jax.tree.map(lambda _: True, moved)
+
+        def push(residuals, moved):
+            return tiled(passes.push, *residuals, moved)
+
+        def pull(residuals, cotangents):
+            return tiled(passes.pull, *residuals, *cotangents, wanted)
+
+        return out, linear_map(push, pull, (layer, rows), moved)
+
+    rows_of.defjvp(rule, symbolic_zeros=True)
+    return rows_of(layer)
+
+
+def _weighted_sum(
+    head: Head, chunk: Chunk | None, z_loss: float, layer: Layer, shares: Array
+) -> Array:
+    """sum(shares * (loss + z_loss * lse^2)), its gradients made on the way."""
+
+    def total(found: passes.Losses) -> Array:
+        return found.loss + z_loss * found.lse**2 if z_loss else found.loss
+
+    @jax.custom_jvp
+    def summed(layer: Layer, shares: Array) -> Array:
+        rows = on_tiles(passes.measure, head, chunk, False, layer)
+        return _dot(shares, total(passes.losses(head, layer, rows)))
+
+    def rule(primals, tangents):
+        layer, shares = primals
+        moved = _moved(tangents[0])
+        wanted = jax.tree.map(lambda _: True, moved)
+        found, grads = on_tiles(
+            passes.measure_and_pull, head, chunk, True, layer, shares, z_loss, wanted
+        )
+        value = total(found)
+        out = _dot(shares, value)
+        d_out = sum(map(_dot, jax.tree.leaves(grads), jax.tree.leaves(moved)), 0)
+        if not isinstance(tangents[1], SymbolicZero):
+            d_out += _dot(value, tangents[1])
+        return out, jnp.zeros_like(out) + d_out
+
+    summed.defjvp(rule, symbolic_zeros=True)
+    return summed(layer, shares)
+
+
+def _dot(a: Array, b: Array) -> Array:
+    wide = tiles.common_type(a.dtype, b.dtype, jnp.float32)
+    return jnp.sum(a.astype(wide) * b.astype(wide))
+
+
+def _moved(tangent: Any) -> Gradients:
+    """The tangents that are not known to be zero."""
+    arrays = (tangent.x, tangent.w, tangent.b)
+    return Gradients(*(None if isinstance(t, SymbolicZero) else t for t in arrays))

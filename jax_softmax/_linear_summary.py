@@ -1,0 +1,136 @@
+"""What is worth knowing about each row of softmax(x w + b), in one pass."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int
+
+from jax_softmax import _linear_passes as passes
+from jax_softmax import _linear_tiles as tiles
+from jax_softmax._linear_plan import Chunk, head_of, layer_of, on_tiles
+from jax_softmax._linear_tiles import Head, Index, Layer
+from jax_softmax._partition import gap, log1p, shifted_exp
+
+
+class LinearSoftmaxSummary(NamedTuple):
+    """In nats. Dropped rows hold 0 everywhere."""
+
+    nll: Float[Array, "*batch"] | None  # None without labels
+    lse: Float[Array, "*batch"]
+    entropy: Float[Array, "*batch"]
+    argmax: Int[Array, "*batch"]  # the first of equals
+    top_log_probs: Float[Array, "*batch k"]  # the largest first
+    top_ids: Int[Array, "*batch k"]
+
+
+def linear_softmax_summary(
+    x: Float[ArrayLike, "*batch features"],
+    w: Float[ArrayLike, "_ _"],
+    labels: Int[ArrayLike, "*batch"] | None = None,
+    *,
+    top_k: int = 1,
+    b: Float[ArrayLike, " classes"] | None = None,
+    where: Bool[ArrayLike, "*batch"] | None = None,
+    softcap: float | None = None,
+    tied: bool = False,
+    chunk: Chunk | None = None,
+    precision: Any = None,
+) -> LinearSoftmaxSummary:
+    """Loss, lse, entropy and most likely classes of each row: one matmul, no logits.
+
+        entropy = log1p(tail) + sum_j p_j (max - z_j)          (all terms >= 0)
+
+    Made for evaluation and for policies. nll, lse, entropy and top_log_probs can be
+    differentiated, at the price of keeping the logits: to train on the loss, use
+    linear_cross_entropy.
+
+    Args:
+        x, w, labels, b, where, softcap, tied, chunk, precision: as in
+            linear_cross_entropy.
+        top_k: how many of the most likely classes, at least 1.
+
+    Returns:
+        A named tuple. nll and lse are as accurate as linear_cross_entropy's.
+
+    Raises:
+        TypeError: x, w or b are not floating point, or labels not integers.
+        ValueError: shapes do not match, or top_k is not in [1, classes].
+
+    >>> x, w = jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
+    >>> summary = linear_softmax_summary(x, w, jnp.array([2]), top_k=2)
+    >>> print(summary.nll, summary.argmax, summary.top_ids, summary.entropy)
+    [1.3490123] [1] [[1 2]] [0.71386576]
+    """
+    shape = jnp.shape(x)[:-1]
+    ids = jnp.zeros(shape, jnp.int32) if labels is None else labels
+    layer, batch = layer_of(x, w, ids, b, where, tied)
+    head = head_of(tied, softcap, 0.0, precision, chunk)
+    if not 1 <= top_k <= tiles.classes_of(head, layer.w):
+        raise ValueError(f"top_k must be in [1, classes], got {top_k}")
+    found = on_tiles(_summary, head, chunk, False, layer, top_k)
+    if layer.keep is not None:
+        keep = layer.keep
+        found = jax.tree.map(
+            lambda leaf: jnp.where(keep.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0),
+            found,
+        )
+    found = jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), found)
+    return found._replace(nll=None) if labels is None else found
+
+
+class _Tile(NamedTuple):
+    rows: passes.Rows
+    distance: Array  # sum of exp(z - max) (max - z)
+    top: Array
+    ids: Array
+
+
+def _summary(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
+    def chunk(carry: None, start: Index, size: int):
+        return carry, _chunk(head, tiles.piece_of(layer, start, size), top_k)
+
+    return tiles.over(layer.x.shape[0], head.tokens, chunk, None, tiles.end_to_end)[1]
+
+
+def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
+    def tile(carry: None, start: Index, width: int) -> tuple[None, _Tile]:
+        z = tiles.logits(head, layer, start, width)
+        rows = passes.rows_of_tile(head, layer, z, start)
+        below = jnp.where(z > -jnp.inf, gap(z, rows.part.max[:, None]), 0)
+        distance = shifted_exp(z, rows.part.max[:, None]) * below
+        top, ids = lax.top_k(z, min(top_k, width))
+        return carry, _Tile(rows, distance.sum(-1), top, ids + start)
+
+    def combined(whole: _Tile, rest: _Tile | None) -> LinearSoftmaxSummary:
+        def side_by_side(stacked: Array, last: Array | None) -> Array:
+            row = jnp.moveaxis(stacked, 0, 1).reshape(stacked.shape[1], -1)
+            return row if last is None else jnp.concatenate((row, last), axis=1)
+
+        top = side_by_side(whole.top, rest.top if rest else None)
+        ids = side_by_side(whole.ids, rest.ids if rest else None)
+        top, place = lax.top_k(top, top_k)
+        ids = jnp.take_along_axis(ids, place, axis=1)
+
+        tiled = passes.stacked(whole.rows, rest.rows if rest else None)
+        below = passes.stacked(whole.distance, rest.distance if rest else None)
+        rows = passes.merged_rows(tiled)
+        total = log1p(rows.part.tail)
+        heads, tails = tiled.part
+        weight = jnp.where(heads == -jnp.inf, 0, shifted_exp(heads, rows.part.max))
+        lower = jnp.where(heads == -jnp.inf, 0, gap(heads, rows.part.max))
+        distance = (weight * (below + (1 + tails) * lower)).sum(0)
+        found = passes.losses(head, layer, rows)
+        return LinearSoftmaxSummary(
+            nll=found.nll,
+            lse=found.lse,
+            entropy=total + distance / (1 + rows.part.tail),
+            argmax=ids[:, 0],
+            top_log_probs=-(gap(top, rows.part.max[:, None]) + total[:, None]),
+            top_ids=ids,
+        )
+
+    classes = tiles.classes_of(head, layer.w)
+    return tiles.over(classes, head.classes, tile, None, combined)[1]

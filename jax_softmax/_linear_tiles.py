@@ -1,0 +1,146 @@
+"""A linear layer cut into tiles: some tokens times some classes at a time.
+
+Only tiles, and at most the logits of one chunk of tokens, are ever in memory. Nothing
+is padded: what a size leaves over is a smaller tile of its own.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+Index = Array | int
+
+
+class Layer(NamedTuple):
+    """The arrays of softmax(x w + b), a row for each token."""
+
+    x: Array
+    w: Array
+    b: Array | None
+    labels: Array  # counted from the first class of w
+    known: Array  # whether the label names a class at all
+    keep: Array | None
+
+
+class Head(NamedTuple):
+    """What is static: how logits follow from the arrays, and how they are cut."""
+
+    tied: bool
+    softcap: float | None
+    label_smoothing: float
+    precision: Any
+    tokens: int
+    classes: int
+    keep_logits: bool  # of one chunk of tokens, from pass one for pass two
+
+
+def classes_of(head: Head, w: Array) -> int:
+    """How many classes w has."""
+    return w.shape[0 if head.tied else 1]
+
+
+def piece_of(layer: Layer, start: Index, size: int) -> Layer:
+    """Some rows; dropped ones become zeros before anything is computed from them."""
+    x, labels, known, keep = cut(
+        (layer.x, layer.labels, layer.known, layer.keep), start, size
+    )
+    if keep is not None:
+        x = jnp.where(keep[:, None], x, 0)
+        labels, known = jnp.where(keep, labels, 0), known | ~keep
+    return Layer(x, layer.w, layer.b, labels, known, keep)
+
+
+def logits(head: Head, layer: Layer, start: Index, width: int) -> Array:
+    z = product(head, layer, layer.w, start, width)
+    if layer.b is not None:
+        z += slice_axis(layer.b, start, width, 0).astype(z.dtype)
+    return z if head.softcap is None else head.softcap * jnp.tanh(z / head.softcap)
+
+
+def product(head: Head, layer: Layer, w: Array, start: Index, width: int) -> Array:
+    kind = operand_type(layer)
+    w = tile_of(head, w, start, width).astype(kind)
+    return dot(head, layer.x.astype(kind), w, 1, 1 if head.tied else 0)
+
+
+def tile_of(head: Head, w: Array, start: Index, width: int) -> Array:
+    return slice_axis(w, start, width, 0 if head.tied else 1)
+
+
+def common_type(*kinds: Any) -> jnp.dtype:
+    """The type that holds all of these, also where the user has made JAX strict."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*kinds)
+
+
+def operand_type(layer: Layer) -> jnp.dtype:
+    """The type that both operands of every matmul have."""
+    return common_type(layer.x.dtype, layer.w.dtype)
+
+
+def wide_type(layer: Layer) -> jnp.dtype:
+    return common_type(operand_type(layer), jnp.float32)
+
+
+def dot(head: Head, left: Array, right: Array, i: int, j: int) -> Array:
+    """Contract axis i of left with axis j of right; sums are in at least float32."""
+    return lax.dot_general(
+        left,
+        right,
+        (((i,), (j,)), ((), ())),
+        precision=head.precision,
+        preferred_element_type=common_type(left.dtype, jnp.float32),
+    )
+
+
+def over(
+    length: int,
+    size: int,
+    step: Callable[[Any, Index, int], tuple[Any, Any]],
+    carry: Any,
+    combine: Callable[[Any, Any], Any] | None,
+) -> tuple[Any, Any]:
+    """Scan over whole pieces of a length, then the rest: nothing is padded.
+
+    combine(stacked outputs of the whole pieces, output of the rest or None).
+    """
+    size = min(size, length)
+    whole, rest = divmod(length, size)
+    if whole == 1:
+        carry, out = step(carry, 0, size)
+        stacked = jax.tree.map(lambda leaf: leaf[None], out)
+    else:
+        starts = size * jnp.arange(whole)
+        carry, stacked = lax.scan(lambda c, start: step(c, start, size), carry, starts)
+    last = None
+    if rest:
+        carry, last = step(carry, whole * size, rest)
+    return carry, combine(stacked, last) if combine else None
+
+
+def end_to_end(stacked: Any, last: Any) -> Any:
+    """One row after the other again."""
+    joined = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), stacked)
+    if last is None:
+        return joined
+    return jax.tree.map(lambda a, b: jnp.concatenate((a, b)), joined, last)
+
+
+def cut(rows: Any, start: Index, size: int) -> Any:
+    return jax.tree.map(lambda leaf: slice_axis(leaf, start, size, 0), rows)
+
+
+def slice_axis(array: Array, start: Index, size: int, axis: int) -> Array:
+    if array.shape[axis] == size:
+        return array
+    return lax.dynamic_slice_in_dim(array, start, size, axis)
+
+
+def add_at(array: Array, piece: Array, start: Index, axis: int) -> Array:
+    """array[start:] += piece, rounded once to the type of array."""
+    held = slice_axis(array, start, piece.shape[axis], axis)
+    piece = (held.astype(piece.dtype) + piece).astype(array.dtype)
+    return lax.dynamic_update_slice_in_dim(array, piece, start, axis)

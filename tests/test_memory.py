@@ -1,0 +1,77 @@
+"""What the linear losses keep in memory, as the compiler counts it."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jax_softmax._linear import linear_cross_entropy, mean_linear_cross_entropy
+from jax_softmax._linear_summary import linear_softmax_summary
+
+SHAPES = [
+    (2048, 512, 32768),
+    (1024, 768, 50257),
+    (4096, 256, 131072),
+    (256, 1024, 262144),
+]
+
+
+def arguments(tokens, features, classes):
+    return (
+        jax.ShapeDtypeStruct((tokens, features), jnp.float32),
+        jax.ShapeDtypeStruct((features, classes), jnp.float32),
+        jax.ShapeDtypeStruct((tokens,), jnp.int32),
+    )
+
+
+def mean_and_gradients(x, w, labels):
+    return jax.value_and_grad(mean_linear_cross_entropy, (0, 1))(x, w, labels)
+
+
+def rows_and_gradients(x, w, labels):
+    def total(x, w):
+        return linear_cross_entropy(x, w, labels).sum()
+
+    return jax.value_and_grad(total, (0, 1))(x, w)
+
+
+def temp_megabytes(function, shape):
+    compiled = jax.jit(function).lower(*arguments(*shape)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / 1e6
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_mean_and_both_gradients_take_64_megabytes_at_most(shape):
+    assert temp_megabytes(mean_and_gradients, shape) <= 64
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_value_alone_takes_48_megabytes_at_most(shape):
+    assert temp_megabytes(mean_linear_cross_entropy, shape) <= 48
+
+
+def test_rows_take_64_megabytes_at_most():
+    assert temp_megabytes(rows_and_gradients, SHAPES[0]) <= 64
+
+
+def sizes(function, shape):
+    """Elements of every tensor in the program for a CPU."""
+    text = jax.jit(function).lower(*arguments(*shape)).as_text()
+    for dims in set(re.findall(r"tensor<((?:\d+x)+)", text)):
+        yield math.prod(map(int, dims.split("x")[:-1]))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        mean_and_gradients,
+        rows_and_gradients,
+        lambda x, w, labels: linear_softmax_summary(x, w, labels, top_k=5),
+    ],
+)
+def test_no_intermediate_is_as_large_as_the_logits(function):
+    tokens, features, classes = 4096, 256, 131072
+    largest = max(sizes(function, (tokens, features, classes)))
+    assert largest <= max(features * classes, tokens * classes // 16)
