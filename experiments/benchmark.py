@@ -1,15 +1,16 @@
 """How fast, against whom, and how near to the machine's limit.
 
 python -m experiments.benchmark dense     softmax, logsumexp, cross-entropy on logits
+python -m experiments.benchmark train     an epoch of the main job, and its parts
 """
 
 import sys
 from types import ModuleType
 
-from experiments import benchmark_dense
+from experiments import benchmark_dense, benchmark_train
 from experiments.command import BAD_INPUT, main
 
-BENCHMARKS: dict[str, ModuleType] = {"dense": benchmark_dense}
+BENCHMARKS: dict[str, ModuleType] = {"dense": benchmark_dense, "train": benchmark_train}
 
 
 def command_line(arguments: list[str]) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ LIMITS: dict[str, Function] = {
 
 def torch_functions(z: np.ndarray, y: np.ndarray, dtype: str) -> dict[str, Contender]:
     """The same in torch, eager, on tensors of their own."""
-    import torch
+    torch: Any = import_module("torch")  # a peer, only where it is installed
 
     logits = torch.tensor(z).to(getattr(torch, dtype))
     labels = torch.tensor(y, dtype=torch.int64)

@@ -1,9 +1,12 @@
 """The edge of every experiment: flags in, one clear sentence and an exit code out."""
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -13,7 +16,7 @@ Settings = TypeVar("Settings")
 
 BAD_INPUT = 2
 FAILED = 1
-INTERRUPTED = 130
+SIGNALS = signal.SIGINT, signal.SIGTERM
 
 
 class BadInput(Exception):
@@ -25,7 +28,40 @@ class Failed(Exception):
 
 
 class Interrupted(Exception):
-    """The user stopped the run; the message says what was kept."""
+    """The run was told to stop; the message says what was kept."""
+
+    def __init__(self, message: str, signal_number: int = signal.SIGINT):
+        super().__init__(message)
+        self.code = 128 + signal_number
+
+
+class Stop(Exception):
+    """A signal to stop has come; the first argument is its number."""
+
+
+@contextmanager
+def stopping_at_leisure() -> Iterator[Callable[[], None]]:
+    """Ctrl-C and SIGTERM wait until the yielded function is called, which raises Stop.
+
+    A second signal does not wait.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if came:
+            _interrupt(number, frame)
+        came.append(number)
+
+    def check() -> None:
+        if came:
+            raise Stop(came[0])
+
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield check
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(
@@ -36,7 +72,8 @@ def main(
     program: str,
 ) -> None:
     """Parse arguments into settings, run, and exit as a well-behaved program does."""
-    parsed = tyro.cli(settings, args=arguments, prog=f"python -m experiments.{program}")
+    parsed = parse(settings, arguments, program=program)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         run(parsed)
     except (BadInput, DataError) as error:
@@ -44,12 +81,32 @@ def main(
     except Failed as error:
         _exit(FAILED, str(error))
     except Interrupted as error:
-        _exit(INTERRUPTED, str(error))
-    except KeyboardInterrupt:
-        _exit(INTERRUPTED, "Interrupted.")
+        _exit(error.code, str(error))
+    except KeyboardInterrupt as error:
+        number = error.args[0] if error.args else signal.SIGINT
+        _exit(128 + number, "Interrupted.")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
+
+
+def parse(
+    settings: type[Settings],
+    arguments: Sequence[str],
+    *,
+    program: str,
+    default: Any = None,
+) -> Settings:
+    """Arguments as settings; those that are not given are as in the default."""
+    name = f"python -m experiments.{program}"
+    if default is None:
+        return tyro.cli(settings, args=arguments, prog=name)
+    return tyro.cli(settings, args=arguments, prog=name, default=default)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    del frame
+    raise KeyboardInterrupt(number)
 
 
 def _exit(code: int, sentence: str) -> None:

@@ -1,16 +1,20 @@
 """The main job: softmax regression on Fashion-MNIST, trained, evaluated, drawn.
 
-python -m experiments.fashion_mnist            train with the book's setting
-python -m experiments.fashion_mnist predict    classify images with a saved run
+python -m experiments.fashion_mnist                 train with the book's setting
+python -m experiments.fashion_mnist --resume DIR    go on with a run that was stopped
+python -m experiments.fashion_mnist predict         classify images with a saved run
 """
 
 import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Annotated, Any, Literal
 
 import jax
@@ -20,16 +24,26 @@ import optax
 import tyro
 from jax import Array
 
-from experiments import data, pictures, report, run_folder
-from experiments.command import BadInput, Failed, Interrupted, main
+from experiments import data, report, run_folder
+from experiments.checkpoint import Checkpoints
+from experiments.command import (
+    BadInput,
+    Failed,
+    Interrupted,
+    Stop,
+    main,
+    parse,
+    stopping_at_leisure,
+)
+from experiments.journal import Journal
 from jax_softmax import (
     NonFiniteLoss,
     SoftmaxRegression,
-    compare_gradients,
+    closed_form,
     fit,
-    regression_gradient,
     softmax,
 )
+from jax_softmax._fit import Progress
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": optax.sgd,
@@ -80,8 +94,20 @@ class Train:
     """Of the first weights and of the order of the images."""
     out: Path | None = None
     """The folder for this run's files; by default a new one under runs/."""
+    resume: Path | None = None
+    """The folder of a run to go on with, to the same bits as if it had not stopped."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints within an epoch; every epoch ends with one anyway."""
+    tensorboard: bool = False
+    """Also write TensorBoard's event files."""
     quick: bool = False
     """Two epochs on the first 6,000 images: a check that everything works."""
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """The settings that the numbers depend on."""
+        free = {"data_dir", "out", "resume", "checkpoint_every", "tensorboard"}
+        return {name: v for name, v in asdict(self).items() if name not in free}
 
 
 @dataclass(frozen=True)
@@ -104,77 +130,158 @@ def train(settings: Train) -> None:
     if settings.quick:
         epochs, rows = min(epochs, 2), min(rows, 6000)
     images, labels = dataset.train_images[:rows], dataset.train_labels[:rows]
-    out = settings.out or _new_folder(settings.dataset)
-    config = {
-        "settings": asdict(settings),
-        "dataset": dataset.name,
-        "fingerprint": dataset.fingerprint,
-        "class_names": dataset.class_names,
-        "image_shape": dataset.train_images.shape[1:],
-        "environment": report.environment(),
-    }
-    run_folder.create(out, config)
-    report.say(
-        f"Data: {dataset.name}, {rows:,} training and {len(dataset.test_labels):,} "
-        f"test images, {dataset.source}"
-    )
-    report.say(
-        f"Settings: {settings.optimizer}, learning rate {settings.learning_rate:g} "
-        f"({settings.schedule}), batch {settings.batch_size}, {epochs} epochs, "
-        f"seed {settings.seed}, on {jax.devices()[0].device_kind}"
-    )
+    out = settings.resume or settings.out or _new_folder(settings.dataset)
+    with run_folder.locked(out):
+        if settings.resume is None:
+            config = {
+                "settings": asdict(settings),
+                "dataset": dataset.name,
+                "fingerprint": dataset.fingerprint,
+                "class_names": dataset.class_names,
+                "image_shape": dataset.train_images.shape[1:],
+                "environment": report.environment(),
+            }
+            run_folder.create(out, config)
+        elif run_folder.started_with(out)["fingerprint"] != dataset.fingerprint:
+            raise BadInput(
+                f"The run in {out} was started with another data set than "
+                f"{dataset.source} Name its own with --data-dir."
+            )
+        report.say(
+            f"Data: {dataset.name}, {rows:,} training and {len(dataset.test_labels):,} "
+            f"test images, {dataset.source}"
+        )
+        report.say(
+            f"Settings: {settings.optimizer}, learning rate "
+            f"{settings.learning_rate:g} ({settings.schedule}), batch "
+            f"{settings.batch_size}, {epochs} epochs, seed {settings.seed}, on "
+            f"{jax.devices()[0].device_kind}"
+        )
+        try:
+            model, metrics = _fitted(
+                settings, out, dataset, images, labels, epochs=epochs
+            )
+        except OSError as error:
+            raise Failed(
+                f"The run cannot go on writing in {out} ({error.strerror or error}): "
+                f"make room there, then go on with --resume {out}."
+            ) from None
+        if metrics:
+            report.say(f"Final: {_line(metrics[-1])}")
+        report.say(gradient_gap(model, images[: settings.batch_size], labels))
+        _draw(out, metrics, model, dataset)
+        files = sorted(path for path in out.iterdir() if path.is_file())
+        report.say("Files:", *(f"  {path}" for path in files), sep="\n")
 
+
+def _fitted(
+    settings: Train,
+    out: Path,
+    dataset: data.Dataset,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    epochs: int,
+) -> tuple[SoftmaxRegression, list[dict[str, Any]]]:
+    """The trained model and its metrics, every moment of it kept in the folder."""
     init_key, order_key = jax.random.split(jax.random.key(settings.seed))
     features, classes = math.prod(images.shape[1:]), len(dataset.class_names)
     model = SoftmaxRegression.init(init_key, features, classes)
-    run_folder.save(out, model)
-    steps = max(1, epochs * math.ceil(rows / settings.batch_size))
-    schedule = SCHEDULES[settings.schedule](settings.learning_rate, steps)
-    training = fit(
-        model,
-        images,
-        labels,
-        optimizer=OPTIMIZERS[settings.optimizer](schedule),
-        key=order_key,
-        epochs=epochs,
-        batch_size=settings.batch_size,
-        transform=pixels,
-        validation=(dataset.test_images, dataset.test_labels),
+    steps = math.ceil(len(labels) / settings.batch_size)
+    schedule = SCHEDULES[settings.schedule](
+        settings.learning_rate, max(1, epochs * steps)
     )
-    metrics: list[dict[str, Any]] = []
-    started = time.perf_counter()
-    try:
-        for epoch in report.progress(training, total=epochs):
-            model = epoch.model
-            now = time.perf_counter()
-            metrics.append(
-                {
-                    "epoch": epoch.number,
-                    "train_loss": epoch.train_loss,
-                    "validation_loss": epoch.validation_loss,
-                    "validation_accuracy": epoch.validation_accuracy,
-                    "seconds": round(now - started, 4),
-                }
-            )
+    optimizer = OPTIMIZERS[settings.optimizer](schedule)
+    checkpoints = Checkpoints(
+        out,
+        {
+            "settings": settings.decisive,
+            "fingerprint": dataset.fingerprint,
+            "shuffle": jax.random.key_data(order_key).tolist(),
+        },
+    )
+    _import_meanwhile("orbax.checkpoint", "experiments.pictures")
+    with ExitStack() as stack:
+        stop = stack.enter_context(stopping_at_leisure())
+        journal = Journal(
+            out,
+            checkpoints,
+            steps=steps,
+            every=settings.checkpoint_every,
+            tensorboard=settings.tensorboard,
+            stop=stop,
+        )
+        stack.enter_context(closing(journal))
+        progress = Progress.start(model, optimizer)
+        if settings.resume is None:
             run_folder.save(out, model)
-            run_folder.add_metrics(out, metrics[-1])
-            report.say(_line(metrics[-1]))
-            started = time.perf_counter()
-    except NonFiniteLoss as error:
-        run_folder.save(out, error.model)
-        raise Failed(
-            f"Stopped: {error}. The last good state is in {out / 'params.npz'}."
-        ) from None
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"Interrupted: {len(metrics)} finished epochs are kept in {out}."
-        ) from None
+        else:
+            progress = journal.resume(progress)
+            model = progress.model
+        training = fit(
+            model,
+            images,
+            labels,
+            optimizer=optimizer,
+            key=order_key,
+            epochs=epochs,
+            batch_size=settings.batch_size,
+            transform=pixels,
+            validation=(dataset.test_images, dataset.test_labels),
+            progress=progress,
+            watch=journal.within_epoch,
+            watch_every=settings.checkpoint_every or None,
+        )
+        started = time.perf_counter()
+        try:
+            for epoch in report.progress(training, total=epochs):
+                model = epoch.model
+                line = journal.end_of_epoch(epoch, time.perf_counter() - started)
+                report.say(_line(line))
+                started = time.perf_counter()
+        except NonFiniteLoss as error:
+            run_folder.save(out, error.model)
+            rate = np.asarray(schedule((error.epoch - 1) * steps + error.step - 1))
+            raise Failed(
+                f"Stopped: {error}. The learning rate was {rate:g}. "
+                f"The last good state is in {out / 'params.npz'}."
+            ) from None
+        except Stop as told:
+            raise Interrupted(
+                f"Interrupted: {len(journal.metrics)} finished epochs are kept in "
+                f"{out}. Go on with --resume {out}.",
+                *told.args,
+            ) from None
+    return model, journal.metrics
 
-    if metrics:
-        report.say(f"Final: {_line(metrics[-1])}")
-    report.say(gradient_gap(model, images[: settings.batch_size], labels))
-    _draw(out, metrics, model, dataset)
-    report.say("Files:", *(f"  {path}" for path in sorted(out.iterdir())), sep="\n")
+
+def resumed(settings: Train, arguments: Sequence[str]) -> Train:
+    """With --resume, the settings that the run was started with.
+
+    Raises:
+        BadInput: there is no such run, or a flag contradicts it.
+    """
+    if settings.resume is None:
+        return settings
+    saved = run_folder.started_with(settings.resume)["settings"]
+    unknown = saved.keys() - {field.name for field in fields(Train)}
+    if unknown:
+        raise BadInput(
+            f"The run in {settings.resume} has settings that this version does not "
+            f"know ({', '.join(sorted(unknown))}): update this program."
+        )
+    data_dir = saved.get("data_dir")
+    places = {"data_dir": data_dir and Path(data_dir), "out": None, "resume": None}
+    begun = Train(**saved | places)
+    asked = parse(Train, arguments, program="fashion_mnist", default=begun)
+    for name, value in asked.decisive.items():
+        if value != begun.decisive[name]:
+            flag = "--" + name.replace("_", "-")
+            raise BadInput(
+                f"The run in {settings.resume} has {flag} {begun.decisive[name]}, not "
+                f"{value}: leave the flag out, or start another run with --out."
+            )
+    return asked
 
 
 def predict(settings: Predict) -> None:
@@ -208,25 +315,20 @@ def pixels(images: Array | np.ndarray) -> Array:
 def gradient_gap(
     model: SoftmaxRegression, images: np.ndarray, labels: np.ndarray
 ) -> str:
-    """Autodiff, closed form and float64 gradient of the objective, in a sentence."""
-    x, y = pixels(images), jnp.asarray(labels[: len(images)])
-    autodiff = jax.grad(SoftmaxRegression.objective)(model, x, y)
-    on_paper = SoftmaxRegression(*regression_gradient(*model, x, y))
-    difference = max(
-        float(jnp.abs(a - b).max()) for a, b in zip(autodiff, on_paper, strict=True)
-    )
-    compared = compare_gradients(
-        SoftmaxRegression.objective, lambda *_: on_paper, model, x, y, probes=1
-    )
-    error = {
-        method: max(row.max_abs for row in compared.rows if row.method == method)
-        for method in ("reverse", "closed form")
-    }
-    largest = max(row.largest for row in compared.rows)
+    """How far autodiff is from the gradient on paper, in a sentence."""
+
+    @jax.jit
+    def compared(model: SoftmaxRegression, x: Array, y: Array) -> tuple[Array, Array]:
+        autodiff = jax.grad(SoftmaxRegression.objective)(model, x, y)
+        on_paper = SoftmaxRegression(*closed_form.regression_gradient(*model, x, y))
+        gaps = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), autodiff, on_paper)
+        sizes = jax.tree.map(lambda a: jnp.abs(a).max(), on_paper)
+        return jnp.stack(gaps).max(), jnp.stack(sizes).max()
+
+    gap, size = compared(model, pixels(images), labels[: len(images)])
     return (
-        f"Gradient of one batch: autodiff and closed form differ by {difference:.1e} "
-        f"at most (largest entry {largest:.1e}); from a float64 run they are "
-        f"{error['reverse']:.1e} and {error['closed form']:.1e} away"
+        f"Gradient of one batch: autodiff and closed form differ by {gap:.1e} at most "
+        f"(largest entry {size:.1e})"
     )
 
 
@@ -235,6 +337,12 @@ def _check(settings: Train) -> None:
         raise BadInput(f"--batch-size must be at least 1, got {settings.batch_size}.")
     if settings.epochs < 0:
         raise BadInput(f"--epochs must not be negative, got {settings.epochs}.")
+    if settings.checkpoint_every < 0:
+        raise BadInput(
+            f"--checkpoint-every must not be negative, got {settings.checkpoint_every}."
+        )
+    if settings.resume and settings.out:
+        raise BadInput("--resume goes on in its own folder: leave --out out.")
     if not 0 < settings.learning_rate < math.inf:
         raise BadInput(
             "--learning-rate must be a finite number above 0, "
@@ -242,6 +350,11 @@ def _check(settings: Train) -> None:
         )
     if not 0 <= settings.seed < 2**32:
         raise BadInput(f"--seed must be in [0, 2**32), got {settings.seed}.")
+
+
+def _import_meanwhile(*modules: str) -> None:
+    """What is needed later, imported while XLA compiles on another core."""
+    Thread(target=lambda: [*map(import_module, modules)], daemon=True).start()
 
 
 def _new_folder(dataset: str) -> Path:
@@ -263,9 +376,12 @@ def _draw(
     model: SoftmaxRegression,
     dataset: data.Dataset,
 ) -> None:
+    from experiments import pictures
+
     images, labels = dataset.test_images, dataset.test_labels
     names = dataset.class_names
-    predictions = np.asarray(model.predict(pixels(images)))
+    predict = jax.jit(lambda model, images: model.predict(pixels(images)))
+    predictions = np.asarray(predict(model, images))
     if metrics:
         pictures.curves(metrics, out / "curves.png")
     pictures.misclassified(
@@ -300,7 +416,12 @@ def command_line(arguments: Sequence[str]) -> None:
     if arguments[:1] == ["predict"]:
         main(predict, Predict, arguments[1:], program="fashion_mnist predict")
     else:
-        main(train, Train, arguments, program="fashion_mnist")
+        main(
+            lambda settings: train(resumed(settings, arguments)),
+            Train,
+            arguments,
+            program="fashion_mnist",
+        )
 
 
 if __name__ == "__main__":

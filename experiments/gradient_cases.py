@@ -188,7 +188,7 @@ def on_weights(model: SoftmaxRegression, x: Array, labels: Array) -> Iterator[Ca
             torch, x @ model.w + model.b, y
         ).mean(),
         closed_form=lambda model, x, y: SoftmaxRegression(
-            *jax_softmax.regression_gradient(model.w, model.b, x, y)
+            *jax_softmax.closed_form.regression_gradient(model.w, model.b, x, y)
         ),
         judge=mean(rows.judge),
         floor=1.0,
@@ -200,7 +200,9 @@ def on_weights(model: SoftmaxRegression, x: Array, labels: Array) -> Iterator[Ca
             logits = jnp.matmul(head.x, head.w, precision="highest") + head.b
             residual = cross_entropy_gradient(logits, y) / len(y)
             dx = jnp.matmul(residual, head.w.T, precision="highest")
-            dw, db = jax_softmax.regression_gradient(head.w, head.b, head.x, y)
+            dw, db = jax_softmax.closed_form.regression_gradient(
+                head.w, head.b, head.x, y
+            )
             return Head(dx, dw, db)
 
         def of_head(road: Function) -> Function:

@@ -1,5 +1,9 @@
-"""The folder of one run: config.json, metrics.jsonl, params.npz and pictures."""
+"""The folder of one run: config.json, metrics.jsonl, params.npz and pictures.
 
+One process at a time writes in it; checkpoint.py has the folder's checkpoints.
+"""
+
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -26,25 +30,70 @@ class SavedRun(NamedTuple):
     config: dict[str, Any]
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The folder, made if need be, for this process alone; the lock dies with it.
+
+    Raises:
+        BadInput: another process has it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise BadInput(
+            f"Another run is writing in {folder}: wait for its end, or choose another "
+            "--out."
+        ) from None
+    finally:
+        os.close(handle)
+
+
 def create(folder: Path, config: dict[str, Any]) -> None:
-    """Start a run in an empty or new folder.
+    """Start a run in a folder that holds none.
 
     Raises:
         BadInput: the folder cannot be written, or holds a run already.
     """
     if (folder / CONFIG).exists():
         raise BadInput(
-            f"{folder} already holds a run: choose another --out, or remove the folder."
+            f"{folder} already holds a run: go on with --resume {folder}, or choose "
+            "another --out."
         )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / CONFIG) as file:
             file.write_text(report.to_json({"kind": KIND} | config))
     except OSError as error:
+        raise _cannot_write(folder, error) from None
+
+
+def started_with(folder: Path) -> dict[str, Any]:
+    """The config.json of a run, finished or not.
+
+    Raises:
+        BadInput: there is none, it is damaged, or it is of another kind.
+    """
+    if not folder.is_dir():
+        raise BadInput(f"There is no run folder {folder}: name one that --out made.")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except FileNotFoundError:
         raise BadInput(
-            f"The output folder {folder} cannot be written ({error.strerror}): "
-            "choose another --out."
+            f"{folder} holds no run ({CONFIG} is missing): start one with --out."
         ) from None
+    except (ValueError, OSError) as error:
+        raise BadInput(
+            f"The run in {folder} is damaged ({CONFIG}: {error}): train it again with "
+            "another --out."
+        ) from None
+    if not isinstance(config, dict) or config.get("kind") != KIND:
+        raise _of_another_model(folder)
+    return config
 
 
 def add_metrics(folder: Path, row: dict[str, Any]) -> None:
@@ -58,6 +107,16 @@ def add_metrics(folder: Path, row: dict[str, Any]) -> None:
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
     return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+
+
+def keep_metrics(folder: Path, epochs: int) -> list[dict[str, Any]]:
+    """Drop what metrics.jsonl has of later epochs, a torn last line included."""
+    if not (folder / METRICS).exists():
+        return []
+    lines = (folder / METRICS).read_text().splitlines(keepends=True)[:epochs]
+    with replacing(folder / METRICS) as file:
+        file.write_text("".join(lines))
+    return metrics(folder)
 
 
 def save(folder: Path, model: SoftmaxRegression) -> None:
@@ -89,11 +148,22 @@ def load(folder: Path) -> SavedRun:
             f"The run in {folder} is damaged ({error}): train it again."
         ) from None
     if not _fits(config, params):
-        raise BadInput(
-            f"The run in {folder} is of another model, not a {KIND}: "
-            "name a folder that experiments.fashion_mnist made."
-        )
+        raise _of_another_model(folder)
     return SavedRun(SoftmaxRegression(*map(jnp.asarray, map(params.get, "wb"))), config)
+
+
+def _cannot_write(folder: Path, error: OSError) -> BadInput:
+    return BadInput(
+        f"The output folder {folder} cannot be written ({error.strerror}): "
+        "choose another --out."
+    )
+
+
+def _of_another_model(folder: Path) -> BadInput:
+    return BadInput(
+        f"The run in {folder} is of another model, not a {KIND}: "
+        "name a folder that experiments.fashion_mnist made."
+    )
 
 
 def _fits(config: Any, params: dict[str, np.ndarray]) -> bool:

@@ -1,11 +1,13 @@
-"""Minibatch training: an epoch is one compiled scan on the device."""
+"""Minibatch training: blocks of steps, each one compiled loop on the device."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import tee
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array, lax
 from jax.typing import ArrayLike
@@ -14,10 +16,45 @@ from jaxtyping import Float, Int, Key
 from jax_softmax import _checks as checks
 from jax_softmax._losses import cross_entropy
 from jax_softmax._regression import SoftmaxRegression
+from jax_softmax._shuffle import blocks
 
 Model = Any  # a pytree; logits(x) is all that evaluation asks of it
 Objective = Callable[[Any, Array, Array], Float[Array, ""]]
 Transform = Callable[[Array], Array]
+
+EVALUATION_ROWS = 1024  # whose features stay in a cache
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Examples that need not be in memory: fit says which rows it wants, in order."""
+
+    def __len__(self) -> int: ...
+
+    def read(
+        self, wanted: Iterable[np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each array of row numbers, those rows of x and their labels."""
+        ...
+
+
+class Progress(NamedTuple):
+    """All that training needs to go on, to the same bits as if it had never stopped.
+
+    epoch counts from 1; losses are those of the steps that it has done so far.
+    """
+
+    model: Model
+    opt_state: optax.OptState
+    last_good: Model
+    epoch: int
+    losses: Float[np.ndarray, " steps"]
+
+    @classmethod
+    def start(cls, model: Model, optimizer: optax.GradientTransformation) -> Self:
+        """Before the first step."""
+        no_losses = np.zeros(0, np.float32)
+        return cls(model, optimizer.init(model), model, 1, no_losses)
 
 
 class Epoch(NamedTuple):
@@ -32,6 +69,7 @@ class Epoch(NamedTuple):
     train_loss: float
     validation_loss: float | None
     validation_accuracy: float | None
+    progress: Progress
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -47,8 +85,8 @@ class NonFiniteLoss(ArithmeticError):
 
 def fit(
     model: Model,
-    x: ArrayLike,
-    labels: Int[ArrayLike, " rows"],
+    x: ArrayLike | Rows,
+    labels: Int[ArrayLike, " rows"] | None = None,
     *,
     optimizer: optax.GradientTransformation,
     key: Key[Array, ""],
@@ -57,6 +95,9 @@ def fit(
     objective: Objective = SoftmaxRegression.objective,
     transform: Transform = jnp.asarray,
     validation: tuple[ArrayLike, ArrayLike] | None = None,
+    progress: Progress | None = None,
+    watch: Callable[[Progress], None] | None = None,
+    watch_every: int | None = None,
 ) -> Iterator[Epoch]:
     """Minimise the mean loss by minibatches, one Epoch at a time.
 
@@ -65,7 +106,8 @@ def fit(
 
     Args:
         model: a SoftmaxRegression, or any pytree with a method logits(x).
-        x: one row per example, of any type: kept as it is, for example as uint8.
+        x: one row per example, of any type: kept as it is, for example as uint8. Or
+            Rows, which bring their own labels from wherever they are.
         labels: class ids.
         optimizer: any of optax's.
         key: decides the order of the rows.
@@ -75,12 +117,17 @@ def fit(
         transform: rows of x to features, inside the compiled step; for example
             lambda images: images.reshape(len(images), -1) / 255.
         validation: x and labels to evaluate on after every epoch.
+        progress: where to go on from: an earlier Epoch's, or one that watch was given.
+        watch: called with the Progress now and then within an epoch, to save it or, by
+            raising, to stop.
+        watch_every: multiples of so many steps are among those moments.
 
     Yields:
         One Epoch per pass. Stop iterating to stop training.
 
     Raises:
-        ValueError: no rows, not as many labels as rows, batch_size < 1 or epochs < 0.
+        ValueError: no rows, not as many labels as rows, batch_size < 1, epochs < 0 or
+            watch_every < 1.
         NonFiniteLoss: names the step; it carries the last model with a finite loss.
 
     >>> x = jnp.array([[0.0], [1.0], [2.0], [3.0]])
@@ -92,41 +139,66 @@ def fit(
     >>> epoch.number, epoch.validation_accuracy
     (50, 1.0)
     """
-    x, labels = _examples("x", "labels", x, labels)
+    source = x if isinstance(x, Rows) else _InMemory(x, labels)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if epochs < 0:
         raise ValueError(f"epochs must not be negative, got {epochs}")
+    if watch_every is not None and watch_every < 1:
+        raise ValueError(f"watch_every must be at least 1, got {watch_every}")
     if validation is not None:
         validation = _examples("validation x", "validation labels", *validation)
 
     def run() -> Iterator[Epoch]:
-        state = _State(
-            *jax.tree.map(jnp.copy, (model, optimizer.init(model), model)),
-            failed_step=jnp.int32(-1),
+        now = progress or Progress.start(model, optimizer)
+        losses, steps = now.losses, -(-len(source) // batch_size)
+        plan, wanted = tee(
+            blocks(
+                key,
+                len(source),
+                batch_size,
+                epochs=epochs,
+                epoch=now.epoch,
+                step=len(losses),
+                cut_every=watch_every,
+            )
         )
-        for number in range(1, epochs + 1):
-            state, losses, train_loss = _epoch(
+        reading = zip(plan, source.read(block.rows for block in wanted), strict=False)
+        state = _copied(_State(now.model, now.opt_state, now.last_good))
+        ahead = next(reading, None)
+        while ahead is not None:
+            block, (rows, ids) = ahead
+            state, block_losses = _train(
                 state,
-                x,
-                labels,
-                jax.random.fold_in(key, number),
+                rows.reshape(-1, block.batch_size, *rows.shape[1:]),
+                ids.reshape(-1, block.batch_size),
+                block.steps,
                 optimizer=optimizer,
                 objective=objective,
                 transform=transform,
-                batch_size=batch_size,
             )
-            if (failed := int(state.failed_step)) >= 0:
+            ahead = next(reading, None)  # the host reads on while the device works
+            if block.epoch > now.epoch:
+                losses = losses[:0]
+            losses = np.append(losses, np.asarray(block_losses)[: block.steps])
+            if not np.isfinite(losses).all():
+                step = int(np.argmin(np.isfinite(losses)))
                 raise NonFiniteLoss(
-                    number, failed + 1, float(losses[failed]), state.last_good
+                    block.epoch, step + 1, float(losses[step]), state.last_good
                 )
+            trained, opt_state, last_good = _copied(state)
+            now = Progress(trained, opt_state, last_good, block.epoch, losses)
+            if len(losses) < steps:
+                if watch is not None:
+                    watch(now)
+                continue
             loss = accuracy = None
             if validation is not None:
                 loss, accuracy = map(
-                    float, evaluate(state.model, *validation, transform=transform)
+                    float, evaluate(trained, *validation, transform=transform)
                 )
-            kept = jax.tree.map(jnp.copy, state.model)
-            yield Epoch(number, kept, float(train_loss), loss, accuracy)
+            train_loss = _mean(losses, batch_size, len(source))
+            yield Epoch(block.epoch, trained, train_loss, loss, accuracy, now)
 
     return run()
 
@@ -139,63 +211,115 @@ def evaluate(
     *,
     transform: Transform = jnp.asarray,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean cross-entropy and accuracy over all rows at once."""
-    logits = model.logits(transform(jnp.asarray(x)))
+    """Mean cross-entropy and accuracy over all rows."""
+    logits = _logits(model, jnp.asarray(x), transform)
     accuracy = (logits.argmax(-1) == labels).mean()
     return cross_entropy(logits, labels).mean(), accuracy
+
+
+def _logits(model: Model, x: Array, transform: Transform) -> Array:
+    """Tile by tile, so that the features stay in a cache; the last tile may overlap."""
+    rows = min(len(x), EVALUATION_ROWS)
+
+    def of_tile(begin: Array | int) -> Array:
+        return model.logits(transform(lax.dynamic_slice_in_dim(x, begin, rows)))
+
+    def with_tile(i: Array, logits: Array) -> Array:
+        begin = jnp.minimum(i * rows, len(x) - rows)
+        return lax.dynamic_update_slice_in_dim(logits, of_tile(begin), begin, axis=0)
+
+    tile = jax.eval_shape(of_tile, 0)
+    nothing = jnp.zeros((len(x), *tile.shape[1:]), tile.dtype)
+    return lax.fori_loop(0, -(-len(x) // rows), with_tile, nothing)
 
 
 class _State(NamedTuple):
     model: Model
     opt_state: optax.OptState
     last_good: Model
-    failed_step: Int[Array, ""]
 
 
 @partial(
     jax.jit,
-    static_argnames=("optimizer", "objective", "transform", "batch_size"),
+    static_argnames=("optimizer", "objective", "transform"),
     donate_argnames="state",
 )
-def _epoch(
+def _train(
     state: _State,
     x: Array,
     labels: Array,
-    key: Array,
+    steps: int,
     *,
     optimizer: optax.GradientTransformation,
     objective: Objective,
     transform: Transform,
-    batch_size: int,
-) -> tuple[_State, Float[Array, " steps"], Float[Array, ""]]:
-    def step(state: _State, batch: tuple[Array, Array]) -> tuple[_State, Array]:
-        index, rows = batch
-        loss, gradient = jax.value_and_grad(objective)(
-            state.model, transform(x[rows]), labels[rows]
-        )
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.model)
-        stepped = _State(
-            optax.apply_updates(state.model, updates),
-            opt_state,
-            state.model,
-            state.failed_step,
-        )
-        good = jnp.isfinite(loss) & (state.failed_step < 0)
-        first_failure = ~good & (state.failed_step < 0)
-        stopped = state._replace(
-            failed_step=jnp.where(first_failure, index, state.failed_step)
-        )
-        return jax.tree.map(partial(jnp.where, good), stepped, stopped), loss
+) -> tuple[_State, Float[Array, " steps"]]:
+    """The first steps of a block, up to the first loss that is not finite."""
 
-    order = jax.random.permutation(key, len(labels))
-    steps, rest = divmod(len(labels), batch_size)
-    batches = order[: len(order) - rest].reshape(steps, batch_size)
-    state, losses = lax.scan(step, state, (jnp.arange(steps), batches))
-    total = losses.sum() * batch_size
-    if rest:
-        state, last = step(state, (jnp.int32(steps), order[-rest:]))
-        losses, total = jnp.append(losses, last), total + last * rest
-    return state, losses, total / len(labels)
+    def step(carry: tuple[Array, Array, _State]) -> tuple[Array, Array, _State]:
+        i, losses, (model, opt_state, last_good) = carry
+        loss, gradient = jax.value_and_grad(objective)(
+            model, transform(x[i]), labels[i]
+        )
+        updates, opt_state = optimizer.update(gradient, opt_state, model)
+        keep = partial(jnp.where, jnp.isfinite(loss))
+        last_good = jax.tree.map(keep, model, last_good)
+        stepped = _State(optax.apply_updates(model, updates), opt_state, last_good)
+        return i + 1, losses.at[i].set(loss), stepped
+
+    def unfinished(carry: tuple[Array, Array, _State]) -> Array:
+        i, losses, _ = carry
+        return (i < steps) & jnp.isfinite(losses[i - 1])
+
+    nothing = jnp.zeros(len(labels), jnp.float32)
+    _, losses, state = lax.while_loop(unfinished, step, (jnp.int32(0), nothing, state))
+    return state, losses
+
+
+@jax.jit
+def _copied(state: _State) -> _State:
+    """What stays when the device reuses the memory of the state."""
+    return jax.tree.map(jnp.copy, state)
+
+
+class _InMemory:
+    """Arrays as Rows.
+
+    Where the device is the host, NumPy gathers rows in a fifth of the time of XLA.
+    """
+
+    def __init__(self, x: ArrayLike, labels: ArrayLike | None):
+        if labels is None:
+            raise TypeError("labels must be given where x is an array")
+        self.x, self.labels = _examples("x", "labels", x, labels)
+        if all(device.platform == "cpu" for device in self.x.devices()):
+            self.x, self.labels = np.asarray(self.x), np.asarray(self.labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, wanted: Iterable[np.ndarray]) -> Iterator[tuple[Any, Any]]:
+        for rows in wanted:
+            x = self.x[rows] if isinstance(self.x, Array) else _gathered(self.x, rows)
+            yield x, self.labels[rows]
+
+
+def _gathered(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """x[rows], where XLA takes it for its own without a copy: from a multiple of 64."""
+    flat = x.reshape(len(x), -1)
+    size = len(rows) * flat.shape[1] * x.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    out = memory[begin : begin + size].view(x.dtype).reshape(len(rows), -1)
+    flat.take(rows, axis=0, out=out, mode="clip")
+    return out.reshape(-1, *x.shape[1:])
+
+
+def _mean(losses: np.ndarray, batch_size: int, rows: int) -> float:
+    """The mean over rows of losses that are means over batches."""
+    sizes = np.full(len(losses), float(batch_size))
+    sizes[-1] = rows - batch_size * (len(losses) - 1)
+    return float(losses.astype(np.float64) @ sizes / rows)
 
 
 def _examples(

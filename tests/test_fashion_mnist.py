@@ -49,7 +49,7 @@ def test_prints_the_story_in_order(digits_run):
 
 def test_writes_config_metrics_params_and_pictures(digits_run):
     folder, printed = digits_run
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir() if path.is_file()}
     pictures = {f"{name}.png" for name in ("curves", "misclassified", "weights")}
     assert names == pictures | {
         *("confusion.png", "config.json", "metrics.jsonl", "params.npz")

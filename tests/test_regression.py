@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_softmax import SoftmaxRegression, compare_gradients, regression_gradient
+from jax_softmax import SoftmaxRegression, closed_form, compare_gradients
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_gradient_is_the_one_on_paper(batch):
     compare_gradients(
         lambda model, x, labels: SoftmaxRegression.objective(model, x, labels, l2=0.3),
         lambda model, x, labels: SoftmaxRegression(
-            *regression_gradient(*model, x, labels, l2=0.3)
+            *closed_form.regression_gradient(*model, x, labels, l2=0.3)
         ),
         *(model, x, labels),
         floor=1.0,

@@ -1,0 +1,342 @@
+"""Never losing a run: killed, stopped, starved of disk or tampered with, it goes on.
+
+RESUME_KILLS=20 makes the test that kills at random moments a long one.
+"""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from experiments import fashion_mnist, run_folder
+from experiments.checkpoint import Checkpoints
+from experiments.command import BadInput, Failed
+from jax_softmax import SoftmaxRegression, fit
+from jax_softmax._fit import Progress
+
+JOB = [sys.executable, "-W", "error", "-m", "experiments.fashion_mnist"]
+RUN = ["--dataset", "digits", "--optimizer", "adam", "--checkpoint-every", "4"]
+FACTS = {"settings": {"seed": 0}, "fingerprint": "f", "shuffle": [0, 1]}
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(fashion_mnist, "_draw", lambda *_: None)
+
+
+@contextlib.contextmanager
+def running(*arguments):
+    """A training process, which does not outlive the test."""
+    process = subprocess.Popen(
+        [*JOB, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for_epochs(folder, epochs, process):
+    metrics = folder / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= epochs):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+
+
+def command(*arguments):
+    fashion_mnist.command_line([str(argument) for argument in arguments])
+
+
+def refused(capsys, *arguments, code=2):
+    with pytest.raises(SystemExit) as stop:
+        command(*arguments)
+    assert stop.value.code == code
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    return error
+
+
+def outcome(folder):
+    """Parameters, and metrics but for the time they took."""
+    with np.load(folder / "params.npz") as params:
+        params = {name: params[name] for name in params}
+    rows = run_folder.metrics(folder)
+    return params, [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def assert_same_outcome(a, b):
+    (params_a, rows_a), (params_b, rows_b) = outcome(a), outcome(b)
+    assert rows_a == rows_b
+    assert [row["epoch"] for row in rows_a] == list(range(1, len(rows_a) + 1))
+    for name in params_a:
+        assert (params_a[name] == params_b[name]).all()
+
+
+def test_killed_at_random_moments_it_ends_as_if_undisturbed(tmp_path):
+    kills = int(os.environ.get("RESUME_KILLS", "2"))
+    moment = random.Random(time.time_ns())
+    epochs = 8 * kills
+    run = [*RUN, "--epochs", epochs]
+    command(*run, "--out", tmp_path / "whole")
+    killed = tmp_path / "killed"
+    for _ in range(kills):
+        begun = (killed / "config.json").exists()
+        with running(*run, *(["--resume"] if begun else ["--out"]), killed) as process:
+            before = len(run_folder.metrics(killed)) if begun else 0
+            if moment.random() < 0.8:
+                wait_for_epochs(killed, min(before + 1, epochs), process)
+            time.sleep(moment.uniform(0, 0.5))
+            process.send_signal(signal.SIGKILL)
+    command("--resume", killed)
+    assert_same_outcome(tmp_path / "whole", killed)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_told_to_stop_it_saves_and_another_waits_its_turn(
+    tmp_path, capsys, number, code
+):
+    out = tmp_path / "run"
+    with running(*RUN, "--epochs", 100_000, "--out", out) as process:
+        wait_for_epochs(out, 2, process)
+        assert "Another run is writing" in refused(capsys, "--resume", out)
+        told = time.monotonic()
+        process.send_signal(number)
+        _, error = process.communicate(timeout=30)
+        assert time.monotonic() - told < 5
+        assert process.returncode == code
+    assert f"Go on with --resume {out}" in error
+    assert len(error.splitlines()) == 1
+    newest = max((out / "checkpoints").iterdir())
+    assert int(newest.name) >= 6 * len(run_folder.metrics(out))
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(mounted)]
+    if (
+        not shutil.which("mount")
+        or subprocess.run(mount, capture_output=True).returncode
+    ):
+        pytest.skip("this user cannot mount a tmpfs")
+    yield mounted
+    subprocess.run(["umount", "-l", str(mounted)], check=True)
+
+
+def fill(file):
+    with contextlib.suppress(OSError), file.open("wb", buffering=0) as filling:
+        while True:
+            filling.write(bytes(256))
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tiny_disk):
+    out = tiny_disk / "run"
+    with running(*RUN, "--epochs", 100_000, "--out", out) as process:
+        wait_for_epochs(out, 2, process)
+        fill(tiny_disk / "fill")
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "No space left" in error
+    assert "make room there" in error
+    assert "Traceback" not in error
+    rows = run_folder.metrics(out)
+    (tiny_disk / "fill").unlink()
+    with running("--resume", out) as process:
+        wait_for_epochs(out, len(rows) + 1, process)
+
+
+def progress(optimizer=None):
+    model = SoftmaxRegression.init(jax.random.key(0), 4, 3)
+    start = Progress.start(model, optimizer or optax.adam(0.1))
+    return start._replace(losses=np.float32([1.5, 1.25]))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Two checkpoints, after 2 and 4 steps."""
+    kept = Checkpoints(tmp_path, FACTS)
+    kept.save(progress(), 2)
+    kept.save(progress()._replace(epoch=2), 4)
+    kept.finish()
+    return kept
+
+
+def test_a_checkpoint_is_what_was_saved(saved):
+    found = saved.newest(progress())
+    assert (found.name, found.progress.epoch, found.passed_over) == ("000000004", 2, [])
+    for a, b in zip(
+        jax.tree.leaves(found.progress),
+        jax.tree.leaves(progress()._replace(epoch=2)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b, strict=True)
+
+
+def test_only_the_newest_are_kept(saved):
+    saved.save(progress(), 6)
+    saved.finish()
+    names = sorted(path.name for path in saved.folder.iterdir())
+    assert names == ["000000004", "000000006"]
+
+
+def tear(path):
+    for file in path.rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(file.read_bytes()[:-7])
+
+
+def flip_a_bit(path):
+    file = path / "_CHECKPOINT_METADATA"
+    file.write_text(file.read_text().replace('"sha256": "', '"sha256": "0'))
+
+
+def forget(path):
+    (path / "_CHECKPOINT_METADATA").unlink()
+
+
+def change_facts(**facts):
+    def change(path):
+        file = path / "_CHECKPOINT_METADATA"
+        content = json.loads(file.read_text())
+        content["custom_metadata"] |= facts
+        file.write_text(json.dumps(content))
+
+    return change
+
+
+DAMAGES = [
+    (tear, "is torn"),
+    (flip_a_bit, "is torn"),
+    (forget, "is torn"),
+    (change_facts(kind="a CNN"), "by another program"),
+    (change_facts(format=99), "newer version of this program"),
+    (change_facts(settings={"seed": 1}), "with other settings"),
+    (change_facts(fingerprint="g"), "with another data set"),
+    (change_facts(shuffle=[1, 0]), "another order of the rows"),
+]
+
+
+@pytest.mark.parametrize(("damage", "sentence"), DAMAGES)
+def test_the_newest_usable_checkpoint_is_used_and_said_so(saved, damage, sentence):
+    damage(saved.folder / "000000004")
+    found = saved.newest(progress())
+    assert found.name == "000000002"
+    (said,) = found.passed_over
+    assert said.startswith("Checkpoint 000000004 ")
+    assert sentence in said
+    saved.set_aside(newer_than=found.name)
+    names = sorted(path.name for path in saved.folder.iterdir())
+    assert names == ["000000002", "000000004.torn"]
+
+
+@pytest.mark.parametrize(("damage", "sentence"), DAMAGES)
+def test_without_a_usable_checkpoint_nothing_is_changed(saved, damage, sentence):
+    for path in saved.folder.iterdir():
+        damage(path)
+    before = sorted(saved.folder.rglob("*"))
+    with pytest.raises(BadInput, match=sentence):
+        saved.newest(progress())
+    assert sorted(saved.folder.rglob("*")) == before
+
+
+def test_a_checkpoint_of_another_optimizer(saved):
+    with pytest.raises(BadInput, match="another model or optimizer"):
+        saved.newest(progress(optax.sgd(0.1, momentum=0.9)))
+
+
+def test_a_checkpoint_that_cannot_be_written(saved, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saved._orbax, "save", full)
+    with pytest.raises(Failed, match=r"No space left.*checkpoint 000000004 is whole"):
+        saved.save(progress(), 6)
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    fashion_mnist.train(
+        fashion_mnist.Train(dataset="digits", epochs=2, out=out, tensorboard=True)
+    )
+    return out
+
+
+def test_flags_that_contradict_the_run(short_run, capsys):
+    resume = ["--resume", short_run]
+    error = refused(capsys, *resume, "--learning-rate", "0.2")
+    assert "has --learning-rate 0.1, not 0.2: leave the flag out" in error
+    assert "has --dataset digits" in refused(capsys, *resume, "--dataset", "mnist")
+    assert "leave --out out" in refused(capsys, *resume, "--out", "elsewhere")
+
+
+def test_a_finished_run_is_finished(short_run, capsys):
+    before = (short_run / "metrics.jsonl").read_text()
+    command("--resume", short_run, "--learning-rate", "0.1")
+    assert "epoch 2, 6 of 6 steps done" in capsys.readouterr().out
+    assert (short_run / "metrics.jsonl").read_text() == before
+
+
+def test_tensorboard_events(short_run):
+    events = min((short_run / "tensorboard").iterdir())
+    assert events.read_bytes().count(b"validation_accuracy") >= 2
+
+
+def test_folders_that_cannot_be_resumed(short_run, capsys, tmp_path):
+    assert "There is no run folder" in refused(capsys, "--resume", tmp_path / "none")
+    assert "holds no run" in refused(capsys, "--resume", tmp_path)
+    config = json.loads((short_run / "config.json").read_text())
+    for change, sentence in (
+        ({"kind": "a CNN"}, "of another model"),
+        ({"settings": config["settings"] | {"depth": 3}}, "does not know (depth)"),
+        ({"fingerprint": "0"}, "was started with another data set"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        assert sentence in refused(capsys, "--resume", tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert "is damaged" in refused(capsys, "--resume", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("batch_size", [5, 20, 50])
+def test_fit_goes_on_from_any_moment_to_the_same_bits(batch_size):
+    numbers = np.random.default_rng(0)
+    x = numbers.normal(size=(23, 4)).astype(np.float32)
+    labels = numbers.integers(0, 3, 23)
+    model = SoftmaxRegression.init(jax.random.key(0), 4, 3)
+    moments = []
+    arguments = {
+        "optimizer": optax.adam(0.1),
+        "key": jax.random.key(1),
+        "epochs": 3,
+        "batch_size": batch_size,
+        "watch_every": 2,
+    }
+    whole = list(fit(model, x, labels, **arguments, watch=moments.append))
+    moments += [epoch.progress for epoch in whole]
+    for moment in moments:
+        rest = list(fit(model, x, labels, **arguments, progress=moment))
+        ends = rest[-1] if rest else whole[-1]
+        assert (ends.model.w == whole[-1].model.w).all()
+        assert ends.train_loss == whole[-1].train_loss
+        if rest:
+            jax.tree.map(
+                np.testing.assert_array_equal, ends.progress, whole[-1].progress
+            )
