@@ -1,8 +1,28 @@
-"""Softmax, cross-entropy and softmax regression for JAX, accurate to a few ULP."""
+"""Softmax, cross-entropy and softmax regression for JAX, accurate to a few ULP.
 
-from jax_softmax._closed_form_regression import (
-    regression_gradient as regression_gradient,
-)
+Losses are one per row, from logits, and pure functions of arrays; average them yourself
+or with mean_loss:
+
+>>> logits, labels = jnp.array([[20.0, 0.0, 0.0], [0.0, 0.0, 0.0]]), jnp.array([0, 2])
+>>> losses = cross_entropy(logits, labels)
+>>> print(losses, mean_loss(losses))
+[4.1223074e-09 1.0986123e+00] 0.54930615
+>>> print(jax.grad(lambda z: cross_entropy(z, labels).mean())(logits).shape)
+(2, 3)
+
+From features and weights, without the logits of a large vocabulary in memory:
+
+>>> x, w = jnp.ones((2, 8)), jnp.zeros((8, 3))
+>>> print(mean_linear_cross_entropy(x, w, labels))
+1.0986123
+
+And any gradient beside the one on paper:
+
+>>> report = compare_gradients(logsumexp, softmax, jnp.array([1.0, 2.0, 3.0]))
+>>> report.raise_if(ulp=3)
+"""
+
+from jax_softmax import closed_form as closed_form
 from jax_softmax._compare import compare_gradients as compare_gradients
 from jax_softmax._fit import Epoch as Epoch
 from jax_softmax._fit import NonFiniteLoss as NonFiniteLoss
@@ -10,6 +30,10 @@ from jax_softmax._fit import evaluate as evaluate
 from jax_softmax._fit import fit as fit
 from jax_softmax._gradient_report import GradientReport as GradientReport
 from jax_softmax._gradient_report import GradientRow as GradientRow
+from jax_softmax._linear import linear_cross_entropy as linear_cross_entropy
+from jax_softmax._linear import mean_linear_cross_entropy as mean_linear_cross_entropy
+from jax_softmax._linear_summary import LinearSoftmaxSummary as LinearSoftmaxSummary
+from jax_softmax._linear_summary import linear_softmax_summary as linear_softmax_summary
 from jax_softmax._losses import cross_entropy as cross_entropy
 from jax_softmax._losses import cross_entropy_with_probs as cross_entropy_with_probs
 from jax_softmax._losses import mean_loss as mean_loss
@@ -18,3 +42,6 @@ from jax_softmax._reductions import log_softmax as log_softmax
 from jax_softmax._reductions import logsumexp as logsumexp
 from jax_softmax._reductions import softmax as softmax
 from jax_softmax._regression import SoftmaxRegression as SoftmaxRegression
+from jax_softmax._solve import Certificate as Certificate
+from jax_softmax._solve import Solution as Solution
+from jax_softmax._solve import solve as solve

@@ -4,7 +4,7 @@ from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Key
 
@@ -52,7 +52,10 @@ class SoftmaxRegression(NamedTuple):
         features = self.w.shape[0]
         if x.ndim == 0 or x.shape[-1] != features:
             raise ValueError(f"x must have {features} features, got shape {x.shape}")
-        return x @ self.w + self.b
+        # XLA for CPU is three times as fast at g^T x as at x^T g, w's gradient: the
+        # barrier keeps it from turning the one into the other.
+        sideways = lax.optimization_barrier(self.w.T)
+        return lax.dot_general(x, sideways, (((x.ndim - 1,), (1,)), ((), ()))) + self.b
 
     def predict(self, x: Float[ArrayLike, "*batch features"]) -> Int[Array, "*batch"]:
         """The most likely class of each row; the first of equals."""
