@@ -1,4 +1,4 @@
-"""Static facts, checked while tracing: free at run time, one sentence when they fail."""
+"""Static facts, checked while tracing: free at run time, one sentence on failure."""
 
 import math
 

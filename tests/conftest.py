@@ -13,12 +13,12 @@ CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 CHECKED = ("_checks", "_partition", "_reductions", "_losses")
 install_import_hook([f"jax_softmax.{room}" for room in CHECKED], CHECKER)
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import pytest
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
-import jax_softmax
+import jax_softmax  # noqa: E402
 
 
 class Doctests:

@@ -1,0 +1,319 @@
+"""The published error bounds, in units in the last place (ULP) of the exact value."""
+
+import os
+import subprocess
+import sys
+from functools import lru_cache, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+import reference as ref
+
+import jax_softmax as js
+
+SIZES = (2, 10, 1000, 50257, 262144)
+ROWS = {2: 256, 10: 64, 1000: 2, 50257: 1, 262144: 1}
+SCALES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+SMOOTHING = 0.1
+
+
+# --- The grid: what may stand in a row of logits ---------------------------------
+
+
+def families(rng, rows, n):
+    """(name, logits, labels) in float64; rounding to the type under test comes last."""
+    draw = partial(rng.normal, size=(rows, n))
+    labels = rng.integers(n, size=rows)
+    onehot = np.arange(n) == labels[:, None]
+
+    def label_at(z, value):
+        return np.where(onehot, value, z)
+
+    for scale in SCALES:
+        yield f"N(0, {scale:g})", draw(0, scale), labels
+    for margin in (12, 20, 60):
+        z = draw(0, 0.3)
+        rest = np.where(onehot, -np.inf, z).max(-1, keepdims=True)
+        yield f"label +{margin}", label_at(z, rest + margin), labels
+    yield "label far below", label_at(draw(), -50.0), labels
+    yield "label out of exp's reach", label_at(draw(), -500.0), labels
+    for offset in (1e3, -1e4, 1e6):
+        yield f"offset {offset:g}", draw() + offset, labels
+    ties = np.round(draw(0, 3))
+    yield "ties, label anywhere", ties, labels
+    yield "ties at the label", label_at(ties, ties.max(-1, keepdims=True)), labels
+    yield "huge label", label_at(draw(), 1e9), labels
+    yield "huge other", np.where(np.roll(onehot, 1, -1), 1e9, draw()), labels
+    yield "near-uniform", 1 + draw(0, 1e-6), labels
+    yield "equal", np.full((rows, n), 0.7), labels
+    yield "exp overflows", 88.72 + draw(0, 0.01), labels
+    yield "largest numbers", np.where(rng.random((rows, n)) < 0.5, 3.4e38, 3e38), labels
+    yield "p underflows", np.where(onehot, 0, -80 - np.abs(draw(0, 8))), labels
+    yield "tiny numbers", draw(0, 1e-38), labels
+    yield "lse near 0", draw(0, 0.1) - np.log(n), labels
+
+
+class Case:
+    """All families of one size as one batch of rows, and its exact results."""
+
+    def __init__(self, n, dtype, rows=None):
+        rng = np.random.default_rng(n)
+        found = list(families(rng, rows or ROWS[n], n))
+        found = found[:: 3 if n == SIZES[-1] else 1]  # the reference takes a while
+        self.names = np.repeat([name for name, _, _ in found], rows or ROWS[n])
+        self.z = np.concatenate([z for _, z, _ in found]).astype(dtype)
+        self.labels = np.concatenate([y for _, _, y in found])
+        self.exact = ref.softmax(self.z)
+        self.onehot = np.arange(n) == self.labels[:, None]
+        raw = rng.gamma(0.3, size=self.z.shape) * (rng.random(self.z.shape) < 0.7)
+        raw[:, 0] += 0.1
+        wide = np.result_type(dtype, np.float32)
+        self.targets = (raw / raw.sum(-1, keepdims=True)).astype(wide)
+
+
+@lru_cache
+def case(n, dtype=np.float32, rows=None):
+    return Case(n, dtype, rows)
+
+
+# --- What is promised ------------------------------------------------------------
+#
+# Each takes a case and a road, and gives ULP errors by row. A road makes a function
+# of one batch of rows into another: eager, jit, vmap, scan.
+
+
+def cross_entropy(c, road):
+    got = road(js.cross_entropy)(c.z, c.labels)
+    return ref.ulp_error(got, -ref.at(c.exact.log_probs, c.labels))
+
+
+def cross_entropy_gradient(c, road):
+    got = road(jax.grad(lambda z, y: js.cross_entropy(z, y).sum()))(c.z, c.labels)
+    return ref.ulp_error(got, nll_gradient(c))
+
+
+def nll_gradient(c):
+    return ref.where(c.onehot, -c.exact.complements, c.exact.probs)
+
+
+def softmax(c, road):
+    return ref.ulp_error(road(js.softmax)(c.z), c.exact.probs)
+
+
+def log_softmax(c, road):
+    return ref.ulp_error(road(js.log_softmax)(c.z), c.exact.log_probs)
+
+
+def log_softmax_vjp(c, road):
+    def at_label(z, onehot):
+        return jax.vjp(js.log_softmax, z)[1](onehot)[0]
+
+    got = road(at_label)(c.z, c.onehot.astype(c.z.dtype))
+    return ref.ulp_error(got, -nll_gradient(c))
+
+
+def logsumexp(c, road):
+    # Below max = 0 it and log1p(tail) cancel: lse is ill-conditioned in the logits.
+    size = np.abs(c.exact.lse.high)
+    largest = np.abs(c.z.astype(np.float64)).max(-1)
+    scale = np.where(c.z.max(-1) < 0, np.maximum(size, largest), size)
+    return ref.ulp_error(road(js.logsumexp)(c.z), c.exact.lse, scale)
+
+
+def logsumexp_gradient(c, road):
+    got = road(jax.grad(lambda z: js.logsumexp(z).sum()))(c.z)
+    return ref.ulp_error(got, c.exact.probs)
+
+
+def smoothed_target(c):
+    n = c.z.shape[-1]
+    return ref.exact((1 - SMOOTHING) * c.onehot + SMOOTHING / n)
+
+
+def smoothed(c, road):
+    got = road(partial(js.cross_entropy, label_smoothing=SMOOTHING))(c.z, c.labels)
+    want = ref.total(smoothed_target(c) * -c.exact.log_probs)
+    return ref.ulp_error(got, want)
+
+
+def smoothed_gradient(c, road):
+    def loss(z, y):
+        return js.cross_entropy(z, y, label_smoothing=SMOOTHING).sum()
+
+    return target_gradient_error(
+        road(jax.grad(loss))(c.z, c.labels), c, smoothed_target(c)
+    )
+
+
+def soft_labels(c, road):
+    got = road(js.cross_entropy_with_probs)(c.z, c.targets)
+    want = ref.total(ref.exact(c.targets) * -c.exact.log_probs)
+    return ref.ulp_error(got, want)
+
+
+def soft_labels_gradient(c, road):
+    def loss(z, t):
+        return js.cross_entropy_with_probs(z, t).sum()
+
+    got = road(jax.grad(loss))(c.z, c.targets)
+    return target_gradient_error(got, c, ref.exact(c.targets))
+
+
+def target_gradient_error(got, c, target):
+    """d loss / d z = sum(t) p - t, against the size of its two terms."""
+    mass = ref.total(target)[..., None]
+    scaled = mass * c.exact.probs
+    return ref.ulp_error(got, scaled - target, scaled.high + target.high)
+
+
+BOUNDS = {
+    cross_entropy: 2,
+    cross_entropy_gradient: 3,
+    softmax: 3,
+    log_softmax: 3,
+    log_softmax_vjp: 3,
+    logsumexp: 2,
+    logsumexp_gradient: 3,
+    smoothed: 4,
+    smoothed_gradient: 4,
+    soft_labels: 4,
+    soft_labels_gradient: 4,
+}
+
+
+def scanned(f):
+    """f on one row at a time, inside a scan."""
+
+    @jax.jit
+    def run(*args):
+        rows = tuple(a[:, None] for a in map(jnp.asarray, args))
+        return jax.lax.scan(lambda _, row: (None, f(*row)[0]), None, rows)[1]
+
+    return run
+
+
+ROADS = {
+    "eager": lambda f: lambda *args: f(*map(jnp.asarray, args)),
+    "jit": jax.jit,
+    "vmap": lambda f: jax.jit(
+        lambda *args: jax.vmap(lambda *row: first(f, row))(*args)
+    ),
+    "scan": scanned,
+}
+
+
+def first(f, row):
+    return f(*(r[None] for r in row))[0]
+
+
+# --- The tests -------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _strict(strict_types):
+    pass
+
+
+def within(errors, names, bound):
+    by_row = errors.reshape(len(names), -1).max(-1)
+    worst = by_row.argmax()
+    assert not np.isnan(by_row).any(), set(names[np.isnan(by_row)])
+    assert by_row[worst] <= bound, f"{by_row[worst]:.2f} ULP on {names[worst]}"
+
+
+@pytest.mark.parametrize("promise", BOUNDS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("n", SIZES)
+def test_float32(n, promise):
+    c = case(n)
+    within(promise(c, ROADS["jit"]), c.names, BOUNDS[promise])
+
+
+@pytest.mark.parametrize("promise", BOUNDS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("road", ["eager", "vmap", "scan"])
+def test_every_road(road, promise):
+    for n in (10, 1000):
+        c = case(n)
+        within(promise(c, ROADS[road]), c.names, BOUNDS[promise])
+
+
+@pytest.mark.parametrize("promise", BOUNDS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("n", [2, 10])
+def test_thousands_of_rows(n, promise):
+    c = case(n, np.float32, 1000)
+    within(promise(c, ROADS["jit"]), c.names, BOUNDS[promise])
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("promise", BOUNDS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("n", [2, 10, 1000])
+def test_float64(n, promise):
+    c = case(n, np.float64)
+    within(promise(c, ROADS["jit"]), c.names, BOUNDS[promise])
+
+
+@pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float16], ids=["bf16", "f16"])
+def test_half_precision_is_exact_for_the_rounded_logits(kind):
+    rng = np.random.default_rng(0)
+    for n in (2, 10, 1000):
+        z = np.asarray(jnp.asarray(rng.normal(0, 5, (16, n)).astype(np.float32), kind))
+        y = rng.integers(n, size=16)
+        exact = ref.softmax(z)
+        loss = js.cross_entropy(z, y)
+        assert loss.dtype == js.logsumexp(z).dtype == jnp.float32
+        assert ref.ulp_error(loss, -ref.at(exact.log_probs, y)).max() <= 2
+        assert ref.ulp_error(js.logsumexp(z), exact.lse).max() <= 2
+        assert js.softmax(z).dtype == js.log_softmax(z).dtype == kind
+        assert jax.grad(lambda z, y=y: js.cross_entropy(z, y).sum())(z).dtype == kind
+
+
+@pytest.mark.parametrize("n", [2, 10, 300])
+def test_the_reference_agrees_with_mpmath(n):
+    rng = np.random.default_rng(n)
+    for scale in (0.1, 1, 100):
+        z = rng.normal(0, scale, n)
+        exact = ref.softmax(z)
+        with mpmath.workdps(250):
+            wide = [mpmath.mpf(float(v)) for v in z]
+            total = mpmath.fsum(map(mpmath.exp, wide))
+            lse = mpmath.log(total)
+            assert relative(exact.lse, lse) < 1e-28
+            for j in range(n):
+                p = mpmath.exp(wide[j]) / total
+                assert relative(exact.log_probs[j], wide[j] - lse) < 1e-28
+                assert relative(exact.probs[j], p) < 1e-28
+                assert relative(exact.complements[j], 1 - p) < 1e-28
+
+
+def relative(got, want):
+    found = mpmath.mpf(float(got.high)) + mpmath.mpf(float(got.low))
+    return abs(found / want - 1)
+
+
+FLAGS = {
+    "--xla_cpu_enable_fast_min_max=true": BOUNDS,
+    "--xla_backend_optimization_level=0": BOUNDS,
+    "--xla_cpu_multi_thread_eigen=false": BOUNDS,
+    # By definition it lets the compiler take (a + b) - a for b, as a two-sum cannot be.
+    "--xla_cpu_enable_fast_math=true": dict.fromkeys(BOUNDS, 70),
+}
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_flags_that_users_set(flags):
+    code = (
+        "import test_accuracy as t\n"
+        "c = t.case(10)\n"
+        f"for promise, bound in t.FLAGS[{flags!r}].items():\n"
+        "    t.within(promise(c, t.ROADS['jit']), c.names, bound)\n"
+    )
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here.parent), str(here)])
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": path}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-2000:]

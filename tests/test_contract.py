@@ -1,0 +1,358 @@
+"""The contract at the edges: one table, the same for every function by every road."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jax_softmax as js
+
+INF, NAN = np.inf, np.nan
+
+
+class Loss(NamedTuple):
+    """A way to the loss of each row of logits. Add one here to hold it to the table."""
+
+    of: Callable  # (logits, labels, where) -> losses
+    knows_labels: bool = True  # an id outside [0, classes) can reach it
+
+
+def from_probs(logits, labels, where):
+    targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
+    return js.cross_entropy_with_probs(logits, targets, where=where)
+
+
+def dense(logits, labels, where):
+    return js.cross_entropy(logits, labels, where=where)
+
+
+def from_log_softmax(logits, labels, where):
+    safe = jnp.where(where[..., None], logits, 0)  # dropped before anything is computed
+    picked = jnp.take_along_axis(js.log_softmax(safe), labels[..., None], -1)
+    return jnp.where(where, -picked[..., 0], 0)
+
+
+LOSSES = {
+    "cross_entropy": Loss(dense),
+    "cross_entropy_with_probs": Loss(from_probs, knows_labels=False),
+    "log_softmax": Loss(from_log_softmax, knows_labels=False),
+}
+ROADS = {
+    "eager": lambda f: f,
+    "jit": jax.jit,
+    "vmap": lambda f: jax.vmap(f),
+}
+
+
+class Row(NamedTuple):
+    """One row of the table: what goes in, and the loss and gradient that come out."""
+
+    logits: list
+    label: int
+    loss: float
+    gradient: list
+    keep: bool = True
+
+
+THIRD = 1 / 3
+TABLE = {
+    "uniform": Row([0, 0, 0], 0, np.log(3), [THIRD - 1, THIRD, THIRD]),
+    "shifted": Row([1e6, 1e6, 1e6], 0, np.log(3), [THIRD - 1, THIRD, THIRD]),
+    "certain and right": Row([200, 0, 0], 0, 0, [0, 0, 0]),
+    "certain and wrong": Row([200, 0, 0], 1, 200, [1, -1, 0]),
+    "1e9 on the label": Row([1e9, 0, 0], 0, 0, [0, 0, 0]),
+    "1e9 elsewhere": Row([0, 1e9, 0], 0, 1e9, [-1, 1, 0]),
+    "-inf elsewhere": Row([0, -INF, 0], 0, np.log(2), [-0.5, 0, 0.5]),
+    "-inf on the label": Row([-INF, 0, 0], 0, INF, [-1, 0.5, 0.5]),
+    "only the label is possible": Row([-INF, 0, -INF], 1, 0, [0, 0, 0]),
+    "all -inf": Row([-INF, -INF, -INF], 0, NAN, [NAN, NAN, NAN]),
+    "+inf on the label": Row([INF, 0, 0], 0, 0, [0, 0, 0]),
+    "+inf elsewhere": Row([0, INF, 0], 0, INF, [-1, 1, 0]),
+    "two +inf share": Row([INF, INF, 0], 0, np.log(2), [-0.5, 0.5, 0]),
+    "NaN": Row([0, NAN, 0], 0, NAN, [NAN, NAN, NAN]),
+    "NaN on the label": Row([NAN, 0, 0], 0, NAN, [NAN, NAN, NAN]),
+    "dropped": Row([1, 2, 3], 0, 0, [0, 0, 0], keep=False),
+    "dropped NaN": Row([NAN, INF, -INF], 0, 0, [0, 0, 0], keep=False),
+    "dropped all -inf": Row([-INF, -INF, -INF], 0, 0, [0, 0, 0], keep=False),
+}
+BAD_LABELS = {
+    f"label {label}{'' if keep else ', dropped'}": Row(
+        [0, 1, 2], label, *((NAN, [NAN] * 3) if keep else (0, [0] * 3)), keep=keep
+    )
+    for label in (-1, -100, 3, 127)
+    for keep in (True, False)
+}
+
+
+@pytest.fixture(autouse=True)
+def _strict(strict_types):
+    pass
+
+
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_table(name, road):
+    """All rows in one batch, so that none can spoil another."""
+    loss = LOSSES[name]
+    table = TABLE | (BAD_LABELS if loss.knows_labels else {})
+    rows = list(table.values())
+    logits = jnp.asarray([r.logits for r in rows], jnp.float32)
+    labels = jnp.asarray([r.label for r in rows])
+    where = jnp.asarray([r.keep for r in rows])
+
+    def total(z, y, w):
+        out = ROADS[road](loss.of)(z, y, w)
+        return out.sum(), out
+
+    gradient, losses = jax.grad(total, has_aux=True)(logits, labels, where)
+    for key, row, got, grad in zip(table, rows, losses, gradient, strict=True):
+        np.testing.assert_allclose(got, row.loss, rtol=1e-6, err_msg=key)
+        if name == "cross_entropy":  # others add and subtract where the limit is inf
+            np.testing.assert_allclose(grad, row.gradient, rtol=1e-6, err_msg=key)
+        elif not row.keep:
+            np.testing.assert_array_equal(grad, 0, err_msg=key)
+        elif np.isfinite(row.loss):
+            np.testing.assert_allclose(grad, row.gradient, rtol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_smoothing_spreads_over_the_possible_classes(smoothing):
+    z = jnp.array([[0.0, -INF, 1.0]])
+    want = js.cross_entropy(z[:, ::2], jnp.array([1]), label_smoothing=smoothing)
+    loss = partial(js.cross_entropy, label_smoothing=smoothing)
+    np.testing.assert_allclose(loss(z, jnp.array([2])), want, rtol=1e-6)
+    gradient = jax.grad(lambda z: loss(z, jnp.array([2])).sum())(z)
+    assert np.isfinite(gradient).all()
+    assert gradient[0, 1] == 0
+
+
+REDUCTIONS = {
+    # logits: lse, softmax, gradient of lse
+    "one class": ([3.0], 3.0, [1], [1]),
+    "-inf": ([0.0, -INF], 0.0, [1, 0], [1, 0]),
+    "all -inf": ([-INF, -INF], -INF, [NAN, NAN], [0, 0]),
+    "+inf": ([INF, 0.0], INF, [1, 0], [1, 0]),
+    "two +inf": ([INF, INF], INF, [0.5, 0.5], [0.5, 0.5]),
+    "+inf and -inf": ([INF, -INF], INF, [1, 0], [1, 0]),
+    "NaN": ([NAN, 0.0], NAN, [NAN, NAN], [NAN, NAN]),
+    "1e9": ([1e9, 0.0], 1e9, [1, 0], [1, 0]),
+    "the largest numbers": ([3e38, -3e38], 3e38, [1, 0], [1, 0]),
+}
+
+
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_reductions(name, road):
+    z, lse, probs, gradient = REDUCTIONS[name]
+    z = jnp.asarray([z, [0.0] * len(z)])
+    run = ROADS[road]
+    np.testing.assert_allclose(run(js.logsumexp)(z)[0], lse, rtol=1e-6)
+    np.testing.assert_allclose(run(js.softmax)(z)[0], probs, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(run(js.log_softmax)(z)[0]), probs, rtol=1e-6)
+    got = jax.grad(lambda z: run(js.logsumexp)(z).sum())(z)
+    np.testing.assert_allclose(got[0], gradient, rtol=1e-6)
+    np.testing.assert_allclose(got[1], 1 / z.shape[1], rtol=1e-6)
+
+
+def test_where_along_the_class_axis():
+    z = jnp.array([[1.0, NAN, 2.0], [INF, NAN, -INF]])
+    keep = jnp.array([[True, False, True], [False, False, False]])
+    first, last = js.softmax(z[0, ::2])
+    np.testing.assert_allclose(js.softmax(z, where=keep)[0], [first, 0, last])
+    np.testing.assert_array_equal(js.softmax(z, where=keep)[1], 0)
+    np.testing.assert_array_equal(js.log_softmax(z, where=keep)[1], -INF)
+    assert js.logsumexp(z, where=keep)[1] == -INF
+    for f in (js.softmax, js.log_softmax, js.logsumexp):
+
+        def total(z, f=f):
+            out = f(z, where=keep)
+            return jnp.where(jnp.isfinite(out), out, 0).sum()
+
+        gradient = jax.grad(total)(z)
+        assert np.isfinite(gradient).all()
+        np.testing.assert_array_equal(gradient[1], 0)
+        assert gradient[0, 1] == 0
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1, (0, 1), (-1, 0), (0, 1, 2)])
+@pytest.mark.parametrize("f", [js.logsumexp, js.softmax, js.log_softmax])
+def test_axes(f, axis):
+    z = jax.random.normal(jax.random.key(0), (2, 3, 4))
+    peer = {js.logsumexp: jax.nn.logsumexp, js.softmax: jax.nn.softmax}.get(
+        f, jax.nn.log_softmax
+    )
+    np.testing.assert_allclose(f(z, axis), peer(z, axis=axis), rtol=2e-6, atol=1e-6)
+    if f is js.logsumexp:
+        kept = f(z, axis, keepdims=True)
+        assert kept.shape == jax.nn.logsumexp(z, axis, keepdims=True).shape
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "int32", "int64"])
+@pytest.mark.parametrize("wide", [False, True])
+def test_label_types(kind, wide):
+    """Compared with the number of classes in a type that can hold both."""
+    with jax.enable_x64(wide):
+        labels = np.array([0, 127, -1 if kind[0] == "i" else 255]).astype(kind)
+        losses = js.cross_entropy(np.zeros((3, 200), np.float32), labels)
+        np.testing.assert_allclose(losses, [np.log(200), np.log(200), NAN], rtol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [(), (0,), (5,), (2, 3), (2, 0, 3)])
+def test_batch_axes(batch):
+    z = jax.random.normal(jax.random.key(1), (*batch, 4))
+    y = jnp.full(batch, 2)
+    losses = js.cross_entropy(z, y)
+    assert losses.shape == js.logsumexp(z).shape == batch
+    assert js.softmax(z).shape == js.log_softmax(z).shape == z.shape
+    flat = js.cross_entropy(z.reshape(-1, 4), y.reshape(-1))
+    np.testing.assert_array_equal(losses.reshape(-1), flat)
+    assert js.mean_loss(losses) == (flat.mean() if flat.size else 0)
+
+
+def test_what_is_not_a_jax_array():
+    z = np.array([[1.0, 2.0]], np.float32)
+    assert js.cross_entropy(z, np.array([1])).shape == (1,)
+    assert js.cross_entropy(z[0], 1).shape == ()
+    assert js.cross_entropy(z[0], np.int64(1)).dtype == jnp.float32
+    assert js.logsumexp(z).dtype == js.softmax(z).dtype == jnp.float32
+    assert js.mean_loss(3.0) == 3
+    assert js.mean_loss(np.float32(3)).dtype == jnp.float32
+
+
+def test_weak_types_stay_out_of_the_answer():
+    z = jnp.broadcast_to(jnp.asarray(1.0), (2, 3))
+    assert js.logsumexp(z).dtype == js.softmax(z).dtype == jnp.float32
+
+
+@pytest.mark.usefixtures("x64")
+def test_x64_leaves_float32_alone():
+    z = jnp.zeros((2, 3), jnp.float32)
+    y = jnp.zeros(2, int)
+    for out in (
+        js.cross_entropy(z, y),
+        js.cross_entropy(z, y, label_smoothing=0.1),
+        js.cross_entropy_with_probs(z, z + 1),
+        js.nll_from_probs(z + 1, y),
+        js.logsumexp(z),
+        js.softmax(z),
+        js.mean_loss(z),
+    ):
+        assert out.dtype == jnp.float32
+    assert js.cross_entropy(z.astype(jnp.float64), y).dtype == jnp.float64
+
+
+def test_mean_of_nothing_is_0_with_gradient_0():
+    losses, nothing = jnp.array([NAN, INF]), jnp.array([False, False])
+    assert js.mean_loss(losses, nothing) == 0
+    gradient = jax.grad(lambda x: js.mean_loss(x, nothing))(losses)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_nll_from_probs():
+    probs = jnp.array([[0.25, 0.75], [0, 1], [0.5, 0.5]])
+    got = js.nll_from_probs(probs, jnp.array([0, 0, 2]))
+    np.testing.assert_allclose(got, [np.log(4), INF, NAN], rtol=1e-6)
+
+
+F, N, B = np.zeros((2, 3), np.float32), np.zeros((2, 3), int), np.zeros((2, 3), bool)
+Y = np.zeros(2, int)
+MISTAKES = {
+    "integer logits": (lambda: js.cross_entropy(N, Y), TypeError, "logits", "int"),
+    "boolean x": (lambda: js.softmax(B), TypeError, "x", "bool"),
+    "integer x": (lambda: js.logsumexp(N), TypeError, "x", "int"),
+    "complex x": (lambda: js.logsumexp(F + 1j), TypeError, "x", "complex"),
+    "scalar logits": (lambda: js.cross_entropy(1.0, 0), ValueError, "logits", r"\(\)"),
+    "no class": (
+        lambda: js.cross_entropy(F[:, :0], Y),
+        ValueError,
+        "logits",
+        r"\(2, 0\)",
+    ),
+    "empty axis": (lambda: js.softmax(F[:, :0]), ValueError, "axis", r"\(2, 0\)"),
+    "axis too large": (lambda: js.softmax(F, 2), ValueError, "axis", "2"),
+    "axis twice": (lambda: js.softmax(F, (1, -1)), ValueError, "axis", r"\(1, -1\)"),
+    "labels [batch, 1]": (
+        lambda: js.cross_entropy(F, Y[:, None]),
+        ValueError,
+        "labels",
+        r"\(2,\), got \(2, 1\)",
+    ),
+    "labels (1,)": (
+        lambda: js.cross_entropy(F, Y[:1]),
+        ValueError,
+        "labels",
+        r"\(2,\), got \(1,\)",
+    ),
+    "scalar label": (
+        lambda: js.cross_entropy(F, 0),
+        ValueError,
+        "labels",
+        r"\(2,\), got \(\)",
+    ),
+    "float labels": (
+        lambda: js.cross_entropy(F, F[:, 0]),
+        TypeError,
+        "labels",
+        "cross_entropy_with_probs",
+    ),
+    "one-hot integer labels": (
+        lambda: js.cross_entropy(F, N),
+        ValueError,
+        "labels",
+        r"\(2,\), got \(2, 3\)",
+    ),
+    "labels as probs": (
+        lambda: js.cross_entropy_with_probs(
+            np.zeros((3, 3), np.float32), np.zeros(3, int)
+        ),
+        TypeError,
+        "probs",
+        "int",
+    ),
+    "one row of probs": (
+        lambda: js.cross_entropy_with_probs(F, F[:1]),
+        ValueError,
+        "probs",
+        r"\(2, 3\), got \(1, 3\)",
+    ),
+    "where by class": (
+        lambda: js.cross_entropy(F, Y, where=B),
+        ValueError,
+        "where",
+        r"\(2,\), got \(2, 3\)",
+    ),
+    "where of numbers": (
+        lambda: js.cross_entropy(F, Y, where=F[:, 0]),
+        TypeError,
+        "where",
+        "float32",
+    ),
+    "where too long": (
+        lambda: js.softmax(F, where=np.ones(4, bool)),
+        ValueError,
+        "where",
+        r"\(2, 3\), got \(4,\)",
+    ),
+    "smoothing 2": (
+        lambda: js.cross_entropy(F, Y, label_smoothing=2),
+        ValueError,
+        "label_smoothing",
+        "2",
+    ),
+    "integer probs": (lambda: js.nll_from_probs(N, Y), TypeError, "probs", "int"),
+    "integer losses": (lambda: js.mean_loss(Y), TypeError, "losses", "int"),
+}
+
+
+@pytest.mark.usefixtures("our_errors")
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_static_mistakes_name_argument_got_and_wanted(mistake):
+    call, error, argument, detail = MISTAKES[mistake]
+    with pytest.raises(error, match=f"(?s){argument}.*{detail}"):
+        call()
+    with pytest.raises(error):
+        jax.eval_shape(call)
