@@ -1,0 +1,89 @@
+"""solve: the optimum that scikit-learn finds, and a certificate that holds."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from jax_softmax import SoftmaxRegression, cross_entropy, solve
+
+L2 = 1e-3
+SOLVERS = ["lbfgs", "newton-cg"]
+
+
+@pytest.fixture(scope="module")
+def data():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 4, 300)
+    x = random.normal(size=(300, 6)) + random.normal(size=(4, 6))[labels]
+    return x.astype(np.float32), labels
+
+
+@pytest.fixture(scope="module")
+def best(data):
+    """scikit-learn's optimum in float64, C being 1 / (l2 * rows)."""
+    x, labels = data
+    C = 1 / (L2 * len(x))
+    fitted = LogisticRegression(C=C, tol=1e-12, max_iter=10_000)
+    fitted.fit(x.astype(np.float64), labels)
+    return fitted.coef_.T
+
+
+def start(features=6, classes=4):
+    return SoftmaxRegression(jnp.zeros((features, classes)), jnp.zeros(classes))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_finds_scikit_learns_optimum(data, best, solver):
+    model, certificate = solve(start(), *data, solver=solver, l2=L2)
+    assert certificate.converged, certificate.reason
+    assert certificate.gradient_norm <= 1e-5
+    np.testing.assert_allclose(model.w, best, atol=5e-3)
+
+
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-3, 1e-4])
+def test_the_certificate_bounds_the_distance_and_the_gap(data, best, tolerance):
+    x, labels = data
+    model, certificate = solve(start(), x, labels, l2=L2, tolerance=tolerance)
+    assert np.linalg.norm(np.asarray(model.w) - best) <= certificate.distance
+    _, optimum = solve(start(), x, labels, l2=L2, tolerance=1e-6)
+    assert certificate.objective - optimum.objective <= certificate.gap + 1e-6
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_warm_start_at_the_optimum_has_nothing_to_do(data, solver):
+    there = solve(start(), *data, solver=solver, l2=L2).model
+    again = solve(there, *data, solver=solver, l2=L2)
+    assert again.certificate.iterations <= 1
+
+
+def test_without_an_intercept_the_biases_stay(data):
+    model, _ = solve(start(), *data, l2=L2, intercept=False)
+    assert not np.any(model.b)
+
+
+def test_sample_weights_are_repeated_rows(data):
+    x, labels = data
+    twice = np.where(np.arange(len(x)) < 100, 2, 1)
+    weighted = solve(start(), x, labels, l2=L2, sample_weights=twice.astype(np.float32))
+    repeated = solve(start(), np.repeat(x, twice, 0), np.repeat(labels, twice), l2=L2)
+    np.testing.assert_allclose(weighted.model.w, repeated.model.w, atol=5e-3)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_separable_classes_without_a_penalty_say_so(solver):
+    x, labels = np.array([[-2.0], [-1.0], [1.0], [2.0]], np.float32), [0, 0, 1, 1]
+    model, certificate = solve(
+        start(1, 2), x, np.array(labels), solver=solver, tolerance=1e-12
+    )
+    assert not certificate.converged
+    assert certificate.distance == np.inf
+    assert (np.asarray(cross_entropy(model.logits(x), jnp.array(labels))) < 0.1).all()
+
+
+def test_bad_input_names_the_argument(data):
+    x, labels = data
+    with pytest.raises(ValueError, match="labels"):
+        solve(start(), x, labels[:5])
+    with pytest.raises(ValueError, match="solver"):
+        solve(start(), x, labels, solver="adam")
