@@ -134,7 +134,7 @@ def solve(
     >>> start = SoftmaxRegression(jnp.zeros((1, 2)), jnp.zeros(2))
     >>> model, certificate = solve(start, x, labels, l2=0.1)
     >>> print(model.w.round(3), certificate.converged, certificate.distance < 1e-4)
-    [[-0.262  0.262]] True True
+    [[-0.372  0.372]] True True
     """
     if solver not in get_args(Solver):
         raise ValueError(f'solver must be "lbfgs" or "newton-cg", got {solver!r}')

@@ -1,4 +1,4 @@
-"""solve: the optimum that scikit-learn finds, and a certificate that holds."""
+"""solve: the optimum, bounds that hold, and an honest end when there is none."""
 
 import jax.numpy as jnp
 import numpy as np
