@@ -1,0 +1,69 @@
+"""Partitions are a commutative monoid: any cut of a row gives the same two numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from jax_softmax import softmax
+from jax_softmax._partition import Partition, log_partition, merge, partition
+
+LOGITS = st.one_of(
+    st.floats(-100, 100, width=32), st.sampled_from([0.0, -np.inf, 1e9, -1e6])
+)
+ROWS = arrays(np.float32, 24, elements=LOGITS)
+EMPTY = Partition(jnp.float32(-jnp.inf), jnp.float32(-1))
+
+whole = jax.jit(partition)
+merged = jax.jit(merge)
+probs_of = jax.jit(softmax)
+
+
+def close(a, b):
+    for got, wanted in zip(a, b, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS)
+def test_two_halves_merge_into_the_row(row):
+    left, right = whole(row[:12]), whole(row[12:])
+    close(merged(left, right), whole(row))
+    close(merged(left, right), merged(right, left))
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS)
+def test_merging_is_associative(row):
+    a, b, c = (whole(row[i : i + 8]) for i in (0, 8, 16))
+    close(merged(merged(a, b), c), merged(a, merged(b, c)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS)
+def test_the_empty_row_changes_nothing(row):
+    part = whole(row)
+    close(merged(part, EMPTY), part)
+    close(merged(EMPTY, part), part)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS, st.randoms(use_true_random=False))
+def test_order_does_not_matter(row, random):
+    order = list(range(len(row)))
+    random.shuffle(order)
+    close(whole(row[order]), whole(row))
+    if np.isfinite(row).any():
+        np.testing.assert_allclose(
+            probs_of(row[order]), probs_of(row)[np.array(order)], rtol=1e-6
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS.filter(lambda row: np.isfinite(row).any()))
+def test_lse_lies_between_the_maximum_and_log_n_above(row):
+    lse = float(log_partition(whole(row)))
+    top = float(row.max())
+    assert top <= lse <= np.nextafter(np.float32(top + np.log(24)), np.float32(np.inf))
