@@ -3,8 +3,10 @@
 import math
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
+
+from jax_softmax._shards import AxisName, Shards
 
 
 def floating(name: str, value: ArrayLike) -> Array:
@@ -88,6 +90,25 @@ def accumulation_dtype(*arrays: Array) -> jnp.dtype:
     """The type that sums run in: the widest of the arrays', but at least float32."""
     widest = max((array.dtype for array in arrays), key=lambda kind: kind.itemsize)
     return widest if widest.itemsize >= 4 else jnp.dtype(jnp.float32)
+
+
+def shards(axis_name: AxisName | None, here: int, classes: int | None) -> Shards:
+    """How many classes the devices of an axis hold together, `here` columns each."""
+    devices = 1
+    if axis_name is not None:
+        try:
+            devices = lax.axis_size(axis_name)
+        except NameError:
+            raise ValueError(
+                f"axis_name must name mesh axes of the jax.shard_map around, "
+                f"got {axis_name!r}"
+            ) from None
+    if classes is not None and not 1 <= classes <= here * devices:
+        raise ValueError(
+            f"classes must be in [1, {here * devices}], as many as there are columns "
+            f"on {devices} device(s), got {classes}"
+        )
+    return Shards(axis_name, here, devices, classes or here * devices)
 
 
 def _boolean(name: str, value: ArrayLike) -> Array:

@@ -1,5 +1,7 @@
 """Cross-entropy from logits, and the one home of the label and mask policy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -17,6 +19,7 @@ from jax_softmax._partition import (
     total,
 )
 from jax_softmax._reductions import normalized
+from jax_softmax._shards import AxisName, Shards
 
 
 def cross_entropy(
@@ -25,6 +28,8 @@ def cross_entropy(
     *,
     where: Bool[ArrayLike, "*batch"] | None = None,
     label_smoothing: float = 0.0,
+    axis_name: AxisName | None = None,
+    classes: int | None = None,
 ) -> Float[Array, "*batch"]:
     """How surprised softmax(logits) is by each label, in nats, one loss per row.
 
@@ -41,6 +46,11 @@ def cross_entropy(
             it holds.
         label_smoothing: the share of the target spread evenly over all classes that
             are not ruled out.
+        axis_name: mesh axes, inside jax.shard_map, over which the classes lie: logits
+            are this device's, in the order of the axes, labels those of all of them.
+            A few numbers a row travel. (With check_vma=False JAX counts a loss once for
+            each device, so jax.grad inside is as many times larger.)
+        classes: how many there are, if the last columns are no classes but padding.
 
     Returns:
         Losses >= 0 in at least float32, within 2 ULP; gradient entries within 3.
@@ -48,8 +58,8 @@ def cross_entropy(
 
     Raises:
         TypeError: logits are not floating point, or labels not integers.
-        ValueError: labels or where are not shaped like the rows of logits, or
-            label_smoothing is outside [0, 1].
+        ValueError: labels or where are not shaped like the rows of logits,
+            label_smoothing is outside [0, 1], or axis_name names no mesh axis here.
 
     >>> logits = jnp.array([[20.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     >>> labels = jnp.array([0, 2])
@@ -64,14 +74,17 @@ def cross_entropy(
     labels = checks.class_ids("labels", labels, batch)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    shards = checks.shards(axis_name, logits.shape[-1], classes)
     z, keep = _kept_rows(logits, where)
-    loss = nll_and_grad(z, jnp.where(keep, labels, 0))[0]
+    z = shards.ruled(z)
+    loss = nll_and_grad(z, jnp.where(keep, labels, 0), shards)[0]
     if label_smoothing:
         possible = z > -jnp.inf
-        share = label_smoothing / possible.sum(-1).astype(z.dtype)
-        nll = jnp.where(possible, -normalized(z).log_probs, 0)
+        share = label_smoothing / shards.sum(possible.sum(-1)).astype(z.dtype)
+        nll = jnp.where(possible, -normalized(z, shards).log_probs, 0)
         scale = 2.0**-24  # exact, and the sum of the largest numbers stays finite
-        loss = (1 - label_smoothing) * loss + share / scale * total(nll * scale)
+        spread = shards.sum(total(nll * scale))
+        loss = (1 - label_smoothing) * loss + share / scale * spread
     return jnp.where(keep, loss, 0)
 
 
@@ -80,6 +93,7 @@ def cross_entropy_with_probs(
     probs: Float[ArrayLike, "*batch classes"],
     *,
     where: Bool[ArrayLike, "*batch"] | None = None,
+    axis_name: AxisName | None = None,
 ) -> Float[Array, "*batch"]:
     """Cross-entropy of softmax(logits) against target distributions, in nats.
 
@@ -90,6 +104,7 @@ def cross_entropy_with_probs(
         probs: t >= 0, one target distribution per row. t = 0 on a ruled-out class
             contributes 0 to value and derivatives; t > 0 there is an infinite loss.
         where: rows to keep. A dropped row has loss 0 and gradient exactly 0.
+        axis_name: mesh axes over which the classes of both lie, as in cross_entropy.
 
     Returns:
         One loss per row, in at least float32, within 4 ULP; gradient entries within
@@ -97,7 +112,8 @@ def cross_entropy_with_probs(
 
     Raises:
         TypeError: logits or probs are not floating point.
-        ValueError: probs are not shaped like logits, or where not like their rows.
+        ValueError: probs are not shaped like logits, or where not like their rows, or
+            axis_name names no mesh axis here.
 
     >>> targets = jnp.array([[0.5, 0.5, 0.0]])
     >>> print(cross_entropy_with_probs(jnp.array([[1.0, 2.0, -jnp.inf]]), targets))
@@ -108,7 +124,7 @@ def cross_entropy_with_probs(
     checks.same_shape("probs", probs, logits.shape)
     z, keep = _kept_rows(logits, where)
     targets = jnp.where(keep[..., None], probs.astype(z.dtype), 0)
-    loss = _soft_nll(z, targets)
+    loss = _soft_nll(z, targets, checks.shards(axis_name, z.shape[-1], None))
     return jnp.where(keep, loss, 0)
 
 
@@ -142,8 +158,9 @@ def nll_from_probs(
     probs = checks.scores("probs", probs)
     labels = checks.class_ids("labels", labels, probs.shape[:-1])
     wide = probs.astype(checks.accumulation_dtype(probs))
-    known, column = known_label(labels, probs.shape[-1])
-    return jnp.where(known, -jnp.log(at_label(wide, column)), jnp.nan)
+    shards = checks.shards(None, probs.shape[-1], None)
+    nll = -jnp.log(at_label(wide, shards.column(labels)))
+    return jnp.where(shards.has(labels), nll, jnp.nan)
 
 
 def mean_loss(
@@ -178,42 +195,43 @@ def mean_loss(
     return jnp.where(count == 0, 0, total / jnp.where(count == 0, 1, count))
 
 
-@jax.custom_jvp
 def _soft_nll(
-    z: Float[Array, "*batch classes"], targets: Float[Array, "*batch classes"]
+    z: Float[Array, "*batch classes"],
+    targets: Float[Array, "*batch classes"],
+    shards: Shards,
 ) -> Float[Array, "*batch"]:
-    return total(targets * _nll(z, targets))
+    def nll(z, targets):
+        log_probs = normalized(z, shards).log_probs
+        return jnp.where((targets == 0) & (log_probs == -jnp.inf), 0, -log_probs)
+
+    @jax.custom_jvp
+    def loss_of(z, targets):
+        return shards.sum(total(targets * nll(z, targets)))
+
+    def by_logits(dz, loss, z, targets):
+        mass = shards.sum(total(targets))[..., None]
+        grad = mass * normalized(z, shards).probs - targets
+        return shards.sum((grad * dz).sum(-1))
+
+    def by_targets(d_targets, loss, z, targets):
+        return shards.sum((nll(z, targets) * d_targets).sum(-1))
+
+    loss_of.defjvps(by_logits, by_targets)
+    return loss_of(z, targets)
 
 
-def _nll(z: Array, targets: Array) -> Array:
-    log_probs = normalized(z).log_probs
-    return jnp.where((targets == 0) & (log_probs == -jnp.inf), 0, -log_probs)
-
-
-def _soft_nll_by_logits(dz, loss, z, targets):
-    grad = total(targets)[..., None] * normalized(z).probs - targets
-    return (grad * dz).sum(-1)
-
-
-def _soft_nll_by_targets(d_targets, loss, z, targets):
-    return (_nll(z, targets) * d_targets).sum(-1)
-
-
-_soft_nll.defjvps(_soft_nll_by_logits, _soft_nll_by_targets)
-
-
-@jax.custom_jvp
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
 def nll_and_grad(
-    z: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"]
+    z: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"], shards: Shards
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch classes"]]:
     """The loss of each row and its gradient in z, from one partition.
 
     loss = (max - z[y]) + log1p(tail)          two terms >= 0: nothing cancels
     d loss / d z_j = exp(z_j - max) / (1 + tail),   minus the others' at the label
     """
-    part = partition(z)
-    known, column = known_label(labels, z.shape[-1])
-    z_label = at_label(z, column)
+    part = partition(z, shards)
+    known, column = shards.has(labels), shards.column(labels)
+    z_label = shards.sum(at_label(z, column))
     loss = jnp.where(known, gap(z_label, part.max) + log1p(part.tail), jnp.nan)
     sound = (known & (part.max > -jnp.inf))[..., None]
     column_part = Partition(part.max[..., None], part.tail[..., None])
@@ -226,30 +244,23 @@ def nll_and_grad(
 
 
 @nll_and_grad.defjvp
-def _nll_and_grad_jvp(primals, tangents):
+def _nll_and_grad_jvp(shards, primals, tangents):
     """d loss = sum grad dz;  d grad = p ((dz - dz[y]) - d loss)."""
     (z, labels), (dz, _) = primals, tangents
-    loss, grad = nll_and_grad(z, labels)
-    _, column = known_label(labels, z.shape[-1])
-    d_loss = (grad * dz).sum(-1)
+    loss, grad = nll_and_grad(z, labels, shards)
+    column = shards.column(labels)
+    d_loss = shards.sum((grad * dz).sum(-1))
     probs = jnp.where(_is(column, z), jnp.exp(-loss)[..., None], grad)
-    d_from_label = dz - at_label(dz, column)[..., None]
+    d_from_label = dz - shards.sum(at_label(dz, column))[..., None]
     return (loss, grad), (d_loss, probs * (d_from_label - d_loss[..., None]))
-
-
-def known_label(
-    labels: Integer[Array, "*batch"], classes: int
-) -> tuple[Bool[Array, "*batch"], Int[Array, "*batch"]]:
-    """Which labels name a class, and a column that is safe to read for every row."""
-    known = (labels >= 0) & (labels < classes)
-    return known, jnp.where(known, labels, 0).astype(jnp.int32)
 
 
 def at_label(
     rows: Float[Array, "*batch classes"], column: Int[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
-    """rows[i, column[i]]."""
-    return jnp.take_along_axis(rows, column[..., None], axis=-1)[..., 0]
+    """rows[i, column[i]], 0 where there is no such column."""
+    found = jnp.take_along_axis(rows, jnp.maximum(column, 0)[..., None], axis=-1)
+    return jnp.where(column < 0, 0, found[..., 0])
 
 
 def _is(column: Array, z: Array) -> Array:

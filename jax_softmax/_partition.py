@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from jax_softmax._shards import Shards
+
 TILE_ELEMENTS = 2**20  # a tile of logits and its exponentials stay in a CPU's cache
 TILE_CLASSES = 128  # the least of one row
 FEW_CLASSES = 16
@@ -99,13 +101,20 @@ def gap(z: Array, top: Array) -> Array:
     return jnp.where((z == top) & (top > 0), 0, top - z)
 
 
-def partition(z: Float[Array, "*batch classes"]) -> Partition:
+def partition(
+    z: Float[Array, "*batch classes"], shards: Shards | None = None
+) -> Partition:
     """Reduce the last axis to its partition.
 
     Accelerators fuse the exponentials into their sum. XLA for CPU writes them to
     memory, so there a row is reduced tile by tile, each small enough for the cache.
+    Devices agree on the maximum first: one number a row travels then, two more after.
     """
-    return lax.platform_dependent(z, cpu=_in_tiles, default=_at_once)
+    if shards is None or shards.axis_name is None:
+        return lax.platform_dependent(z, cpu=_in_tiles, default=_at_once)
+    top = shards.max(z.max(-1, keepdims=True))
+    here = lax.platform_dependent(z, top, cpu=_tiled_sums, default=_sums_at_once)
+    return _partition(top, *shards.sum(here))
 
 
 def probability(z: Array, p: Partition) -> Array:
@@ -142,6 +151,24 @@ def merge(a: Partition, b: Partition) -> Partition:
     return Partition(m, t + (1 + u) * raised * 2.0**-RAISED)
 
 
+def merge_over(part: Partition, shards: Shards) -> Partition:
+    """`merge` over devices, with one exponential for each of them.
+
+    A device at the maximum adds its tail; how many there are, less one that leads, is
+    added, not subtracted. Tails travel raised, since few may underflow where many do.
+    """
+    if shards.axis_name is None:
+        return part
+    top = shards.max(part.max)
+    leads = (part.max == top) & (top > -jnp.inf)
+    scale = shifted_exp(part.max, top, raised=RAISED)
+    below = part.tail * scale + scale
+    raised_tail = jnp.where(leads, part.tail * 2.0**RAISED, below)
+    raised_tail = jnp.where(part.max == -jnp.inf, 0, raised_tail)
+    tops = jnp.where(leads, 1, 0).astype(raised_tail.dtype)
+    return _partition(top[..., None], *shards.sum((raised_tail, tops)))
+
+
 def log_partition(p: Partition) -> Float[Array, "*batch"]:
     """lse = max + log1p(tail), rounded last; -inf when every class is ruled out."""
     large, small = _log1p(p.tail)
@@ -152,15 +179,23 @@ def log_partition(p: Partition) -> Float[Array, "*batch"]:
 
 def _at_once(z: Array) -> Partition:
     top = z.max(-1, keepdims=True)
+    return _partition(top, *_sums_at_once(z, top))
+
+
+def _sums_at_once(z: Array, top: Array) -> tuple[Array, Array]:
     tail_terms, is_top = _terms(z, top)
-    return _partition(top, tail_terms.sum(-1), is_top.sum(-1))
+    return tail_terms.sum(-1), is_top.sum(-1)
 
 
 def _in_tiles(z: Array) -> Partition:
-    classes, rows = z.shape[-1], max(1, z.size // z.shape[-1])
-    if classes <= FEW_CLASSES:
+    if z.shape[-1] <= FEW_CLASSES:
         return _by_class(z)
     top = z.max(-1, keepdims=True)
+    return _partition(top, *_tiled_sums(z, top))
+
+
+def _tiled_sums(z: Array, top: Array) -> tuple[Array, Array]:
+    classes, rows = z.shape[-1], max(1, z.size // z.shape[-1])
     width = min(classes, max(TILE_CLASSES, TILE_ELEMENTS // rows))
     tiles = classes // width
 
@@ -175,7 +210,7 @@ def _in_tiles(z: Array) -> Partition:
     if classes > tiles * width:
         rest = _sums(z[..., tiles * width :], top)
         parts = parts[0] + rest[0], parts[1] + rest[1]
-    return _partition(top, *parts)
+    return parts
 
 
 def _by_class(z: Array) -> Partition:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from jax_softmax._partition import (
     partition,
     probability,
 )
+from jax_softmax._shards import Shards
 
 Axis = int | tuple[int, ...]
 
@@ -133,10 +135,12 @@ class Normalized(NamedTuple):
     ]  # 1 - probs, right where probs round to 1
 
 
-@jax.custom_jvp
-def normalized(z: Float[Array, "*batch classes"]) -> Normalized:
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def normalized(
+    z: Float[Array, "*batch classes"], shards: Shards | None = None
+) -> Normalized:
     """lse, log-probabilities and probabilities from one partition of the last axis."""
-    part = partition(z)
+    part = partition(z, shards)
     column = Partition(part.max[..., None], part.tail[..., None])
     return Normalized(
         log_partition(part),
@@ -147,12 +151,12 @@ def normalized(z: Float[Array, "*batch classes"]) -> Normalized:
 
 
 @normalized.defjvp
-def _normalized_jvp(primals, tangents):
+def _normalized_jvp(shards, primals, tangents):
     """d lse = sum p dz;  d log p = (1 - p) dz - sum of p dz over the others."""
     (z,), (dz,) = primals, tangents
-    out = normalized(z)
+    out = normalized(z, shards)
     p_dz = jnp.where(out.lse[..., None] == -jnp.inf, 0, out.probs) * dz
-    total = p_dz.sum(-1)
+    total = p_dz.sum(-1) if shards is None else shards.sum(p_dz.sum(-1))
     d_log_probs = out.complements * dz - (total[..., None] - p_dz)
     d_probs = out.probs * d_log_probs
     return out, Normalized(total, d_log_probs, d_probs, -d_probs)

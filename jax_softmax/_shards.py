@@ -1,0 +1,58 @@
+"""Classes spread over devices: which are here, and what the devices tell each other.
+
+Inside jax.shard_map every device holds an equal share of the classes, in the order of
+the mesh axes that axis_name names. A sum over devices is `lax.psum`, whose transpose
+hands every device the whole cotangent, so rules of differentiation that end in one are
+right under jax.grad outside and inside of shard_map.
+"""
+
+from typing import NamedTuple, TypeVar
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+AxisName = str | tuple[str, ...]
+T = TypeVar("T")
+
+
+class Shards(NamedTuple):
+    """How classes lie on devices; static. Without axis_name, all of them are here."""
+
+    axis_name: AxisName | None
+    here: int  # columns on each device
+    devices: int
+    classes: int  # on all devices together; what follows the last one is padding
+
+    @property
+    def first(self) -> Array | int:
+        """The id of the first class here."""
+        if self.axis_name is None:
+            return 0
+        return lax.axis_index(self.axis_name) * self.here
+
+    def sum(self, x: T) -> T:
+        """The sum over devices of an array, or of each one of a tree."""
+        return x if self.axis_name is None else lax.psum(x, self.axis_name)
+
+    def max(self, x: Array) -> Array:
+        """The largest over devices."""
+        return x if self.axis_name is None else lax.pmax(x, self.axis_name)
+
+    def has(self, labels: Array) -> Array:
+        """Which labels name a class at all."""
+        return (labels >= 0) & (labels < self.classes)
+
+    def column(self, labels: Array) -> Array:
+        """The column of z that a label names, -1 if it names none here."""
+        labels = jnp.where(self.has(labels), labels.astype(jnp.int32), -1)
+        if self.axis_name is None:
+            return labels
+        here = (labels >= self.first) & (labels < self.first + self.here)
+        return jnp.where(here, labels - self.first, -1)
+
+    def ruled(self, z: Array, start: Array | int = 0) -> Array:
+        """z, columns `start` and on of what is here, with -inf for padding."""
+        if self.here * self.devices == self.classes:
+            return z
+        ids = self.first + start + jnp.arange(z.shape[-1])
+        return jnp.where(ids < self.classes, z, -jnp.inf)
