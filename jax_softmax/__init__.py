@@ -45,3 +45,5 @@ from jax_softmax._regression import SoftmaxRegression as SoftmaxRegression
 from jax_softmax._solve import Certificate as Certificate
 from jax_softmax._solve import Solution as Solution
 from jax_softmax._solve import solve as solve
+from jax_softmax._sweep import SweepEpoch as SweepEpoch
+from jax_softmax._sweep import sweep as sweep

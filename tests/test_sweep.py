@@ -1,0 +1,147 @@
+"""sweep: every model as fit alone would train it, whatever becomes of the others."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jax_softmax import SoftmaxRegression, fit, sweep
+
+ROWS, FEATURES, CLASSES, SEEDS = 43, 5, 3, 2
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(ROWS, FEATURES)).astype(np.float32)
+LABELS = RANDOM.integers(0, CLASSES, ROWS)
+KEYS = jax.random.split(jax.random.key(1), SEEDS)
+
+
+def models(keys=KEYS):
+    return jax.vmap(lambda key: SoftmaxRegression.init(key, FEATURES, CLASSES))(keys)
+
+
+def swept(optimizer, settings, **options):
+    options = {"epochs": 3, "batch_size": 20, "validation": (X, LABELS)} | options
+    epochs = sweep(
+        models(),
+        X,
+        LABELS,
+        optimizer=optimizer,
+        settings=settings,
+        keys=KEYS,
+        **options,
+    )
+    return list(epochs)
+
+
+def of(tree, *index):
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def clipped_momentum(setting):
+    clip = optax.clip_by_global_norm(setting["clip"])
+    return optax.chain(clip, optax.sgd(setting["rate"], momentum=0.9))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "settings"),
+    [
+        (optax.sgd, np.array([0.01, 0.5])),
+        (lambda s: optax.adam(s[0], b1=s[1]), (np.array([0.01, 0.1]), np.ones(2) / 2)),
+        (clipped_momentum, {"rate": np.ones(2) / 9, "clip": np.array([0.1, 0.5])}),
+    ],
+    ids=["sgd", "adam", "clipped momentum"],
+)
+def test_each_model_is_the_one_that_fit_trains(optimizer, settings):
+    epochs = swept(optimizer, settings)
+    assert [epoch.number for epoch in epochs] == [1, 2, 3]
+    for place in ((0, 1), (1, 0)):
+        seed, setting = place
+        alone = fit(
+            of(models(), seed),
+            X,
+            LABELS,
+            optimizer=optimizer(jax.tree.map(float, of(settings, setting))),
+            key=KEYS[seed],
+            epochs=3,
+            batch_size=20,
+            validation=(X, LABELS),
+        )
+        for one, many in zip(alone, epochs, strict=True):
+            got = of(many.model, *place)
+            np.testing.assert_allclose(got.w, one.model.w, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(got.b, one.model.b, rtol=1e-4, atol=1e-6)
+            for name in ("train_loss", "validation_loss", "validation_accuracy"):
+                expected = pytest.approx(getattr(one, name), rel=1e-5)
+                assert getattr(many, name)[place] == expected
+
+
+def test_a_diverging_model_does_not_disturb_the_others():
+    healthy = np.array([0.01, 0.1])
+    alone = swept(optax.sgd, healthy)[-1]
+    together = swept(optax.sgd, np.array([0.01, 1e38, 0.1]))[-1]
+    assert not np.isfinite(together.train_loss[:, 1]).any()
+    others = np.array([0, 2])
+    np.testing.assert_allclose(
+        together.model.w[:, others], alone.model.w, rtol=1e-6, atol=1e-7
+    )
+    np.testing.assert_allclose(
+        together.train_loss[:, others], alone.train_loss, rtol=1e-6
+    )
+
+
+def test_a_sweep_is_traced_once():
+    traces = []
+
+    def transform(x):
+        traces.append(x.shape)
+        return x
+
+    swept(optax.sgd, np.array([0.1]), transform=transform, validation=None)
+    assert traces == [(20, FEATURES), (3, FEATURES)]  # the short last batch is another
+
+
+def test_images_stay_as_they_are():
+    images = RANDOM.integers(0, 256, (50, 2, 2), np.uint8)
+    epoch = list(
+        sweep(
+            jax.vmap(lambda key: SoftmaxRegression.init(key, 4, 2))(KEYS),
+            images,
+            np.arange(50) % 2,
+            optimizer=optax.sgd,
+            settings=jnp.array([0.1]),
+            keys=KEYS,
+            epochs=1,
+            transform=lambda i: i.reshape(len(i), -1) / jnp.float32(255),
+        )
+    )[-1]
+    assert epoch.model.w.shape == (SEEDS, 1, 4, 2)
+    assert epoch.validation_loss is None
+    assert np.isfinite(epoch.train_loss).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"x": X[:0]}, "x must have at least one row"),
+        ({"labels": LABELS[:5]}, "labels must have shape"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"epochs": -1}, "epochs must be at least 0, got -1"),
+        ({"keys": KEYS[:1]}, "keys and models must share one leading axis"),
+        ({"settings": 0.1}, "settings must share one leading axis"),
+        (
+            {"settings": (np.ones(2), np.ones(3))},
+            "settings must share one leading axis",
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence(change, sentence):
+    arguments = {
+        "models": models(),
+        "x": X,
+        "labels": LABELS,
+        "optimizer": optax.sgd,
+        "settings": np.array([0.1]),
+        "keys": KEYS,
+    }
+    with pytest.raises(ValueError, match=sentence):
+        sweep(**(arguments | change))
