@@ -24,12 +24,21 @@ And any gradient beside the one on paper:
 
 from jax_softmax import closed_form as closed_form
 from jax_softmax._compare import compare_gradients as compare_gradients
+from jax_softmax._distributions import Logits as Logits
+from jax_softmax._distributions import Probs as Probs
+from jax_softmax._divergences import cross_entropy_between as cross_entropy_between
+from jax_softmax._divergences import js_divergence as js_divergence
+from jax_softmax._divergences import kl_divergence as kl_divergence
+from jax_softmax._divergences import mutual_information as mutual_information
 from jax_softmax._fit import Epoch as Epoch
 from jax_softmax._fit import NonFiniteLoss as NonFiniteLoss
 from jax_softmax._fit import evaluate as evaluate
 from jax_softmax._fit import fit as fit
 from jax_softmax._gradient_report import GradientReport as GradientReport
 from jax_softmax._gradient_report import GradientRow as GradientRow
+from jax_softmax._information import conditional_entropy as conditional_entropy
+from jax_softmax._information import entropy as entropy
+from jax_softmax._information import perplexity as perplexity
 from jax_softmax._linear import linear_cross_entropy as linear_cross_entropy
 from jax_softmax._linear import mean_linear_cross_entropy as mean_linear_cross_entropy
 from jax_softmax._linear_summary import LinearSoftmaxSummary as LinearSoftmaxSummary

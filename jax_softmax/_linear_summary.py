@@ -106,7 +106,8 @@ def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
 
     def combined(whole: _Tile, rest: _Tile | None) -> LinearSoftmaxSummary:
         def side_by_side(stacked: Array, last: Array | None) -> Array:
-            row = jnp.moveaxis(stacked, 0, 1).reshape(stacked.shape[1], -1)
+            count, rows, k = stacked.shape
+            row = jnp.moveaxis(stacked, 0, 1).reshape(rows, count * k)
             return row if last is None else jnp.concatenate((row, last), axis=1)
 
         top = side_by_side(whole.top, rest.top if rest else None)

@@ -4,6 +4,7 @@ Only tiles, and at most the logits of one chunk of tokens, are ever in memory. N
 is padded: what a size leaves over is a smaller tile of its own.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -108,7 +109,7 @@ def over(
     combine(stacked outputs of the whole pieces, output of the rest or None).
     """
     size = min(size, length)
-    whole, rest = divmod(length, size)
+    whole, rest = divmod(length, max(size, 1))
     if whole == 1:
         carry, out = step(carry, 0, size)
         stacked = jax.tree.map(lambda leaf: leaf[None], out)
@@ -123,7 +124,9 @@ def over(
 
 def end_to_end(stacked: Any, last: Any) -> Any:
     """One row after the other again."""
-    joined = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), stacked)
+    joined = jax.tree.map(
+        lambda a: a.reshape(math.prod(a.shape[:2]), *a.shape[2:]), stacked
+    )
     if last is None:
         return joined
     return jax.tree.map(lambda a, b: jnp.concatenate((a, b)), joined, last)

@@ -10,7 +10,15 @@ from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-CHECKED = ("_checks", "_partition", "_reductions", "_losses")
+CHECKED = (
+    "_checks",
+    "_partition",
+    "_reductions",
+    "_losses",
+    "_distributions",
+    "_information",
+    "_divergences",
+)
 install_import_hook([f"jax_softmax.{room}" for room in CHECKED], CHECKER)
 
 import jax  # noqa: E402

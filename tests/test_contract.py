@@ -1,5 +1,6 @@
 """The contract at the edges: one table, the same for every function by every road."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -245,6 +246,120 @@ def test_x64_leaves_float32_alone():
     assert js.cross_entropy(z.astype(jnp.float64), y).dtype == jnp.float64
 
 
+def table_of(z):
+    """A table of two variables, made of a row so that derivatives stay in theirs."""
+    return js.Logits(jnp.stack([z, z[..., ::-1]], -2))
+
+
+def entries(f):
+    """A reduction with whole rows dropped; what is left of them is -inf or 0."""
+
+    def kept(z, y, w):
+        out = f(z, where=jnp.broadcast_to(w[..., None], z.shape))
+        return jnp.where(jnp.isneginf(out), 0, out)
+
+    return kept
+
+
+def nll_from_probs(z, y, w):
+    safe = jnp.where(w[..., None], z, 1)  # it has no where of its own
+    return jnp.where(w, js.nll_from_probs(safe, y), 0)
+
+
+def linear(f):
+    return lambda z, y, w: f(z, jnp.eye(3, dtype=z.dtype), y, where=w)
+
+
+PUBLIC = {
+    "logsumexp": entries(js.logsumexp),
+    "softmax": entries(js.softmax),
+    "log_softmax": entries(js.log_softmax),
+    "cross_entropy": lambda z, y, w: js.cross_entropy(z, y, where=w),
+    "cross_entropy_with_probs": lambda z, y, w: js.cross_entropy_with_probs(
+        z, jnp.full_like(z, 0.25), where=w
+    ),
+    "nll_from_probs": nll_from_probs,
+    "mean_loss": lambda z, y, w: jax.vmap(js.mean_loss)(z[..., 1], w),
+    "linear_cross_entropy": linear(js.linear_cross_entropy),
+    "mean_linear_cross_entropy": lambda z, y, w: jax.vmap(
+        linear(js.mean_linear_cross_entropy)
+    )(z[:, None], y[:, None], w[:, None]),
+    "linear_softmax_summary": lambda z, y, w: (
+        linear(js.linear_softmax_summary)(z, y, w).nll
+    ),
+    "entropy": lambda z, y, w: js.entropy(js.Logits(z), where=w),
+    "perplexity": lambda z, y, w: js.perplexity(js.Probs(z), where=w),
+    "cross_entropy_between": lambda z, y, w: js.cross_entropy_between(
+        js.Probs(z), js.Logits(z), where=w
+    ),
+    "kl_divergence": lambda z, y, w: js.kl_divergence(
+        js.Logits(z), js.Logits(z[..., ::-1]), where=w
+    ),
+    "js_divergence": lambda z, y, w: js.js_divergence(
+        js.Logits(z), js.Probs(z), where=w
+    ),
+    "mutual_information": lambda z, y, w: js.mutual_information(table_of(z), where=w),
+    "conditional_entropy": lambda z, y, w: js.conditional_entropy(
+        table_of(z), given=-1, where=w
+    ),
+}
+OF_ROWS = [
+    *("reductions", "losses", "linear", "linear_summary"),
+    *("information", "divergences"),
+]
+
+
+def test_the_list_of_public_functions_of_rows_is_whole():
+    rooms = {f"jax_softmax._{room}" for room in OF_ROWS}
+    functions = {n for n, f in vars(js).items() if inspect.isfunction(f)}
+    assert set(PUBLIC) == {n for n in functions if vars(js)[n].__module__ in rooms}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_function(name):
+    """Dropped rows, NaN in its own row only, vmap, no rows, narrow types."""
+    f = PUBLIC[name]
+    z = jnp.array([[0.5, 1, 2], [0, NAN, 1], [NAN, INF, -INF], [0.5, 1, 2]])
+    y, w = jnp.array([1, 1, -100, 1]), jnp.array([True, True, False, True])
+
+    @jax.jit
+    def results(z, y, w):
+        def total(z):
+            rows = f(z, y, w)
+            return rows.sum(), rows
+
+        gradient, rows = jax.grad(total, has_aux=True)(z)
+        one_by_one = jax.vmap(lambda *row: f(*(r[None] for r in row))[0])(z, y, w)
+        narrow = z.astype(jnp.bfloat16)
+        low = f(narrow, y, w), jax.grad(lambda z: f(z, y, w).sum())(narrow)
+        return rows, gradient, one_by_one, low, f(z[:0], y[:0], w[:0])
+
+    rows, gradient, one_by_one, low, none = results(z, y, w)
+    good = rows[0]
+    assert np.isfinite(good).all()
+    assert np.isfinite(gradient[0]).all()
+    np.testing.assert_array_equal(rows[3], good)
+    np.testing.assert_array_equal(gradient[3], gradient[0])
+    assert np.isnan(rows[1]).any()
+    np.testing.assert_array_equal(rows[2], 0)
+    np.testing.assert_array_equal(gradient[2], 0)
+    np.testing.assert_allclose(one_by_one, rows, rtol=1e-6)
+    assert none.shape == (0, *rows.shape[1:])
+    assert rows.dtype == jnp.float32
+    keeps_type = name in ("softmax", "log_softmax")
+    assert low[0].dtype == (jnp.bfloat16 if keeps_type else jnp.float32)
+    assert low[1].dtype == jnp.bfloat16
+    np.testing.assert_allclose(low[0].astype(jnp.float32), rows, rtol=0.02)
+
+
+@pytest.mark.usefixtures("our_errors")
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_function_wants_floating_point(name):
+    z, y, w = jnp.ones((2, 3), int), jnp.zeros(2, int), jnp.ones(2, bool)
+    with jax.numpy_dtype_promotion("standard"), pytest.raises(TypeError, match="float"):
+        jax.eval_shape(PUBLIC[name], z, y, w)
+
+
 def test_mean_of_nothing_is_0_with_gradient_0():
     losses, nothing = jnp.array([NAN, INF]), jnp.array([False, False])
     assert js.mean_loss(losses, nothing) == 0
@@ -345,6 +460,39 @@ MISTAKES = {
     ),
     "integer probs": (lambda: js.nll_from_probs(N, Y), TypeError, "probs", "int"),
     "integer losses": (lambda: js.mean_loss(Y), TypeError, "losses", "int"),
+    "untold distribution": (lambda: js.entropy(F), TypeError, "p", "Logits.*Probs"),
+    "integer distribution": (lambda: js.entropy(js.Probs(N)), TypeError, "p", "int"),
+    "no class to be in": (
+        lambda: js.entropy(js.Logits(F[:, :0])),
+        ValueError,
+        "p",
+        r"\(2, 0\)",
+    ),
+    "two shapes": (
+        lambda: js.kl_divergence(js.Logits(F), js.Probs(F[0])),
+        ValueError,
+        "q",
+        r"\(2, 3\), got \(3,\)",
+    ),
+    "where by class of p": (
+        lambda: js.entropy(js.Logits(F), where=B),
+        ValueError,
+        "where",
+        r"\(2,\), got \(2, 3\)",
+    ),
+    "a row for a table": (
+        lambda: js.mutual_information(js.Probs(F[0])),
+        ValueError,
+        "joint",
+        r"two axes, got shape \(3,\)",
+    ),
+    "given 0": (
+        lambda: js.conditional_entropy(js.Probs(F), given=0),
+        ValueError,
+        "given",
+        "0",
+    ),
+    "base 1": (lambda: js.entropy(js.Logits(F), base=1), ValueError, "base", "1"),
 }
 
 

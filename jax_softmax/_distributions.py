@@ -1,0 +1,161 @@
+"""Distributions that say what they are, and what the formulas need to know of one."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float
+
+from jax_softmax import _checks as checks
+from jax_softmax._partition import gap, log1p, total
+from jax_softmax._reductions import normalized
+
+
+class Logits(NamedTuple):
+    """A distribution by its logits. Log-probabilities are logits too.
+
+    >>> print(entropy(Logits(jnp.zeros(8)), base=2))
+    3.0
+    """
+
+    logits: Float[ArrayLike, "*batch classes"]
+
+
+class Probs(NamedTuple):
+    """A distribution by its probabilities, or any weights >= 0 in proportion to them.
+
+    They are divided by their sum, so one that has rounded to 1 is told apart from 1 by
+    the others. A class of probability 0 is ruled out, and derivatives in it are taken
+    as 0. A negative one makes the row NaN.
+
+    >>> print(entropy(Probs(jnp.array([5.0, 5.0])), base=2))
+    1.0
+    """
+
+    probs: Float[ArrayLike, "*batch classes"]
+
+
+Distribution = Logits | Probs
+
+
+class Law(NamedTuple):
+    """log p_j = -(drops_j + log_total); classes last, log_total one class wide."""
+
+    scores: Array  # log-weights: what derivatives are first taken in
+    probs: Array
+    log_probs: Array
+    drops: Array  # how far a log-probability is below the largest: right also near 0
+    log_total: Array  # log(1 / the largest probability)
+
+
+def kept(
+    where: Bool[ArrayLike, "..."] | None, event_rank: int, **given: Distribution
+) -> tuple[list[Distribution], Array]:
+    """Distributions of one shape and type, dropped ones made harmless, and the mask."""
+    arrays = []
+    for name, p in given.items():
+        if not isinstance(p, Logits | Probs):
+            raise TypeError(
+                f"{name} must say what it is, Logits(x) or Probs(x), "
+                f"got {type(p).__name__}"
+            )
+        x = checks.scores(name, p[0])
+        if x.ndim < event_rank:
+            raise ValueError(f"{name} must be a table of two axes, got shape {x.shape}")
+        if arrays:
+            checks.same_shape(name, x, arrays[0].shape)
+        arrays.append(x)
+    shape, wide = arrays[0].shape, checks.accumulation_dtype(*arrays)
+    keep = checks.row_mask("where", where, shape[:-event_rank])
+    over = keep.reshape(keep.shape + (1,) * event_rank)
+    ready = [
+        type(p)(jnp.where(over, x.astype(wide), 1))
+        for p, x in zip(given.values(), arrays, strict=True)
+    ]
+    return ready, keep
+
+
+def law(p: Distribution) -> Law:
+    """Normalise, with nothing lost near certainty."""
+    x = jnp.asarray(p[0])
+    return _law_of_logits(x) if isinstance(p, Logits) else _law_of_weights(x)
+
+
+def _law_of_logits(z: Array) -> Law:
+    out = normalized(z)
+    drops = moving_as(-out.log_probs, gap(z, z.max(-1, keepdims=True)))
+    log_total = -out.log_probs.max(-1, keepdims=True)
+    return Law(z, out.probs, out.log_probs, drops, log_total)
+
+
+def _law_of_weights(weights: Array) -> Law:
+    ruled_out = weights == 0
+    one = jnp.where(ruled_out, 1, weights)
+    top = weights.max(-1, keepdims=True)
+    is_top = weights == top
+    ties = (is_top.sum(-1, keepdims=True) - 1).astype(weights.dtype)
+    rest = total(jnp.where(is_top, 0, weights))[..., None] + ties * top
+    scores = jnp.where(ruled_out, -jnp.inf, jnp.log(one))
+
+    near = 2 * one > top
+    close = log1p(jnp.where(near, (top - one) / one, 0))
+    drops = jnp.where(near, close, jnp.log(jnp.where(near, 1, top / one)))
+    drops = jnp.where(ruled_out, jnp.inf, drops)
+    log_total = log1p(rest / top)
+    log_probs = moving_as(scores - jnp.log(top + rest), -(drops + log_total))
+    return Law(
+        scores,
+        weights / (top + rest),
+        log_probs,
+        moving_as(-scores, drops),
+        log_total,
+    )
+
+
+@jax.custom_jvp
+def with_slopes(value: Array, slopes: tuple[Array, ...], *scores: Array) -> Array:
+    """The value, whose derivative in each of the scores is declared to be its slopes.
+
+    All values here are means under p of something whose own change is 0 on average:
+    the slopes are short and exact where autodiff would cancel large terms. Of higher
+    order, it is the slopes that are differentiated.
+    """
+    return value
+
+
+def _with_slopes_jvp(primals, tangents):
+    value = with_slopes(*primals)  # not primals[0]: its own slopes go on from here
+    slopes = primals[1]
+    moved = jnp.zeros_like(value)
+    for slope, change in zip(slopes, tangents[2:], strict=True):
+        if not isinstance(change, jax.custom_derivatives.SymbolicZero):
+            moved = moved + (slope * change).sum(-1)
+    return value, moved
+
+
+with_slopes.defjvp(_with_slopes_jvp, symbolic_zeros=True)
+
+
+def moving_as(like: Array, value: Array) -> Array:
+    """The value, with the derivatives of `like`, which rounds or cancels."""
+    value = lax.stop_gradient(value)
+    move = jnp.where(jnp.isfinite(value), like, 0)
+    return value + (move - lax.stop_gradient(move))
+
+
+def score_slope(p: Array, s: Array) -> Array:
+    """The derivative of sum p s in the scores of p: p (s - sum p s).
+
+    s is counted from its value at the largest p, whose entry would cancel otherwise.
+    """
+    top = p.argmax(-1, keepdims=True)
+    origin = lax.stop_gradient(jnp.take_along_axis(s, top, -1))
+    s = s - jnp.where(jnp.isfinite(origin), origin, 0)
+    return product(p, s - product(p, s).sum(-1, keepdims=True))
+
+
+def product(p: Array, value: Array) -> Array:
+    """p times value, 0 where p is 0: also of infinite values, also in derivatives."""
+    return p * jnp.where(p == 0, 0, value)
