@@ -70,11 +70,48 @@ def test_sample_weights_are_repeated_rows(data):
     np.testing.assert_allclose(weighted.model.w, repeated.model.w, atol=5e-3)
 
 
+def test_class_weights_are_sample_weights(data):
+    x, labels = data
+    weights = np.array([1.0, 2.0, 0.5, 3.0])
+    by_class = solve(start(), x, labels, l2=L2, class_weights=weights)
+    by_row = solve(start(), x, labels, l2=L2, sample_weights=weights[labels])
+    np.testing.assert_array_equal(by_class.model.w, by_row.model.w)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_separable_classes_under_a_tiny_penalty_converge(x64, solver):
+    x = np.array([[-2.0], [-1.0], [1.0], [2.0]])
+    labels, l2 = np.array([0, 0, 1, 1]), 1e-9
+    zeros = SoftmaxRegression(jnp.zeros((1, 2)), jnp.zeros(2))
+    model, certificate = solve(zeros, x, labels, solver=solver, l2=l2, tolerance=1e-11)
+    assert certificate.converged, certificate.reason
+    margin = float(model.w[0, 1] - model.w[0, 0])
+    # Where the slope of the loss is that of the penalty; by symmetry b is 0.
+    slope = np.mean([np.abs(x[:, 0]) / (1 + np.exp(margin * np.abs(x[:, 0])))])
+    assert slope == pytest.approx(l2 * margin / 2, rel=0.1)
+    assert certificate.distance <= 0.1
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_features_of_very_different_sizes_converge(x64, data, solver):
+    x, labels = data
+    x = x.astype(np.float64) * np.geomspace(1e-3, 1e3, x.shape[1])
+    zeros = SoftmaxRegression(jnp.zeros((6, 4)), jnp.zeros(4))
+    _, certificate = solve(zeros, x, labels, solver=solver, l2=1e-8, tolerance=1e-8)
+    assert certificate.converged, certificate
+    assert certificate.iterations < 100
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_separable_classes_without_a_penalty_say_so(solver):
     x, labels = np.array([[-2.0], [-1.0], [1.0], [2.0]], np.float32), [0, 0, 1, 1]
     model, certificate = solve(
-        start(1, 2), x, np.array(labels), solver=solver, tolerance=1e-12
+        start(1, 2),
+        x,
+        np.array(labels),
+        solver=solver,
+        tolerance=1e-12,
+        max_iterations=50,
     )
     assert not certificate.converged
     assert certificate.distance == np.inf
