@@ -2,11 +2,13 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal, Self, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
@@ -131,13 +133,11 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Probabilities, one column for each of classes_."""
-        with jax.enable_x64(True):
-            return np.array(softmax(self._logits(X)))
+        return _by_row(softmax, self._logits(X))
 
     def predict_log_proba(self, X: ArrayLike) -> np.ndarray:
         """Their logarithms, finite where a probability is too small to be written."""
-        with jax.enable_x64(True):
-            return np.array(log_softmax(self._logits(X)))
+        return _by_row(log_softmax, self._logits(X))
 
     def _logits(self, X: ArrayLike) -> np.ndarray:
         scores = self.decision_function(X)
@@ -177,19 +177,30 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):
         return weights * share[ids]
 
 
+def _by_row(function: Callable[[Array], Array], logits: np.ndarray) -> np.ndarray:
+    """A reduction of logits in float64, compiled once for near numbers of rows."""
+    rows = len(logits)
+    with jax.enable_x64(True):
+        padded = np.pad(logits, ((0, _missing_rows(rows)), (0, 0)))
+        return np.asarray(jax.jit(function)(padded))[:rows].copy()
+
+
 def _padded(
     x: np.ndarray, ids: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows of weight 0 and features that are 0, so that near sizes share a program.
 
     A fold or a subset of columns is then solved by the program that is there already.
-    Rows are added up to the next multiple of a quarter of a power of two.
     """
     rows, features = x.shape
-    step = max(ROWS, 2 ** ((rows - 1).bit_length() - 3))
-    more_rows, more_features = -rows % step, -features % FEATURES
+    more_rows, more_features = _missing_rows(rows), -features % FEATURES
     return (
         np.pad(x, ((0, more_rows), (0, more_features))),
         np.pad(ids, (0, more_rows)),
         np.pad(weights, (0, more_rows)),
     )
+
+
+def _missing_rows(rows: int) -> int:
+    """Up to the next multiple of a quarter of a power of two."""
+    return -rows % max(ROWS, 2 ** ((rows - 1).bit_length() - 3))
