@@ -2,15 +2,20 @@
 
 python -m experiments.benchmark dense     softmax, logsumexp, cross-entropy on logits
 python -m experiments.benchmark train     an epoch of the main job, and its parts
+python -m experiments.benchmark job       the whole main job, process and all
 """
 
 import sys
 from types import ModuleType
 
-from experiments import benchmark_dense, benchmark_train
+from experiments import benchmark_dense, benchmark_job, benchmark_train
 from experiments.command import BAD_INPUT, main
 
-BENCHMARKS: dict[str, ModuleType] = {"dense": benchmark_dense, "train": benchmark_train}
+BENCHMARKS: dict[str, ModuleType] = {
+    "dense": benchmark_dense,
+    "train": benchmark_train,
+    "job": benchmark_job,
+}
 
 
 def command_line(arguments: list[str]) -> None:

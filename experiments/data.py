@@ -9,12 +9,13 @@ import os
 import sys
 from collections.abc import Callable
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import fetching, prepared, rawfiles
+from experiments import fetching, prepared, rawfiles, stream
 from experiments.catalog import (
     CATALOG,
     DIGITS,
@@ -26,7 +27,7 @@ from experiments.catalog import (
 )
 from experiments.fetching import RoadClosed
 
-__all__ = ["DataError", "Dataset", "available", "load"]
+__all__ = ["DataError", "Dataset", "available", "load", "load_streamed"]
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
@@ -37,7 +38,8 @@ class Dataset(NamedTuple):
     Attributes:
         name: its name in tensorflow-datasets, or "digits".
         source: where it came from, as a sentence to print.
-        train_images: uint8 [n, height, width], with [3] behind for colours.
+        train_images: uint8 [n, height, width], with [3] behind for colours; or where
+            to read them from.
         train_labels: int32 [n].
         test_images: like train_images.
         test_labels: like train_labels.
@@ -47,7 +49,7 @@ class Dataset(NamedTuple):
 
     name: str
     source: str
-    train_images: np.ndarray
+    train_images: Any
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
@@ -79,6 +81,28 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
         except RoadClosed as closed:
             reasons.append(f"{title}: {closed}")
     raise DataError(_no_road(entry, data_dir, reasons))
+
+
+def load_streamed(name: str, data_dir: Path | None = None) -> Dataset:
+    """As load, but the training images stay on disk and train_images reads them.
+
+    Raises:
+        DataError: as load does, or their rows cannot be written.
+    """
+    entry = _entry(name)
+    if entry is DIGITS:
+        whole = _digits()
+        folder = user_cache() / "digits"
+        return _rows(entry, folder, lambda: _one_by_one(whole))
+    if data_dir is not None:
+        data_dir = _filled_folder(Path(data_dir))
+    found = _find(entry, data_dir)
+    if found is None:
+        load(name, data_dir)  # which prepares it, by whatever road
+        found = _find(entry, data_dir)
+    assert found is not None
+    folder = found / "rows" if _writable(found) else _cached("rows", found)
+    return _rows(entry, folder, lambda: prepared.opened(entry, found))
 
 
 def available(name: str, data_dir: Path | None = None) -> bool:
@@ -160,7 +184,7 @@ def _tfds_root(data_dir: Path | None) -> Path:
     return (data_dir or Path(standard)).expanduser()
 
 
-def _user_cache() -> Path:
+def user_cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "jax_softmax"
 
@@ -169,7 +193,7 @@ def _roots(data_dir: Path | None) -> tuple[Path, Path]:
     """Where prepared data sets live: the usual folder, else one that we may write."""
     root = _tfds_root(data_dir)
     key = sha256(str(root.resolve()).encode()).hexdigest()[:12]
-    return root, _user_cache() / f"prepared-{key}"
+    return root, user_cache() / f"prepared-{key}"
 
 
 def _writable(folder: Path) -> bool:
@@ -182,14 +206,14 @@ def _writable_root(data_dir: Path | None) -> Path:
     root = next(filter(_writable, _roots(data_dir)), None)
     if root is None:
         raise DataError(
-            f"Neither {_tfds_root(data_dir)} nor {_user_cache()} can be written: "
+            f"Neither {_tfds_root(data_dir)} nor {user_cache()} can be written: "
             "set TFDS_DATA_DIR to a folder of yours."
         )
     return root
 
 
 def _package_folder(entry: Entry) -> Path:
-    return _user_cache() / str(entry.debian_package)
+    return user_cache() / str(entry.debian_package)
 
 
 def _places(entry: Entry, data_dir: Path | None) -> tuple[Path, ...]:
@@ -201,10 +225,48 @@ def _places(entry: Entry, data_dir: Path | None) -> tuple[Path, ...]:
     return DEBIAN_FOLDER, _package_folder(entry) / inside
 
 
+def _find(entry: Entry, data_dir: Path | None) -> Path | None:
+    folders = (prepared.find(entry, root) for root in _roots(data_dir))
+    return next(filter(None, folders), None)
+
+
+def _cached(what: str, folder: Path) -> Path:
+    """In the cache, for a prepared data set in a folder that we may not write."""
+    info = (folder / "dataset_info.json").read_bytes()
+    key = sha256(str(folder.resolve()).encode() + info).hexdigest()[:12]
+    return user_cache() / f"{what}-{key}"
+
+
+def _rows(entry: Entry, folder: Path, opened: Callable[[], stream.Opened]) -> Dataset:
+    """From the rows in that folder, written there if need be."""
+    try:
+        kept = stream.open_kept(entry, folder)
+    except ValueError:
+        _say(f"Writing {entry.title} as rows in {folder}: once, in some seconds.")
+        try:
+            stream.keep(opened(), entry, folder)
+        except OSError as error:
+            raise DataError(
+                f"{folder} cannot be written ({error.strerror}): make room there, or "
+                "leave --stream out."
+            ) from error
+        kept = stream.open_kept(entry, folder)
+    source = f"{entry.title} from {kept.origin}, streamed from {folder}."
+    return Dataset(
+        entry.name,
+        source,
+        kept.train,
+        kept.train.labels,
+        kept.test_images,
+        kept.test_labels,
+        entry.class_names,
+        kept.fingerprint,
+    )
+
+
 def _from_prepared(entry: Entry, data_dir: Path | None) -> Dataset:
-    for root in _roots(data_dir):
-        if folder := prepared.find(entry, root):
-            return _read_prepared(entry, folder)
+    if folder := _find(entry, data_dir):
+        return _read_prepared(entry, folder)
     root = _tfds_root(data_dir)
     raise RoadClosed(f"{root / entry.name} holds no prepared version")
 
@@ -213,9 +275,7 @@ def _read_prepared(entry: Entry, folder: Path) -> Dataset:
     """From the decoded arrays beside the prepared data set, made if need be."""
     decoded = folder / "decoded.npz"
     if not decoded.exists() and not _writable(folder):
-        info = (folder / "dataset_info.json").read_bytes()
-        key = sha256(str(folder.resolve()).encode() + info).hexdigest()[:12]
-        decoded = _user_cache() / f"decoded-{key}.npz"
+        decoded = _cached("decoded", folder).with_suffix(".npz")
     if decoded.exists():
         try:
             arrays, origin, digest = prepared.read_decoded(decoded)
@@ -312,6 +372,11 @@ def _digits() -> Dataset:
         "testing, pixels scaled from 0..16 to 0..255."
     )
     return Dataset("digits", source, *arrays, DIGITS.class_names, fingerprint(arrays))
+
+
+def _one_by_one(whole: Dataset) -> stream.Opened:
+    examples = zip(count(), whole.train_images, whole.train_labels)
+    return examples, (whole.test_images, whole.test_labels), whole.source
 
 
 def _say(sentence: str) -> None:

@@ -35,7 +35,10 @@ from experiments.command import (
     parse,
     stopping_at_leisure,
 )
+from experiments.compiled import keep_programs
 from experiments.journal import Journal
+from experiments.stopwatch import Stopwatch, peak_megabytes
+from experiments.stream import Streamed, first
 from jax_softmax import (
     NonFiniteLoss,
     SoftmaxRegression,
@@ -100,13 +103,22 @@ class Train:
     """Steps between checkpoints within an epoch; every epoch ends with one anyway."""
     tensorboard: bool = False
     """Also write TensorBoard's event files."""
+    stream: bool = False
+    """Leave the training images on disk and read them by Grain: the same numbers."""
     quick: bool = False
     """Two epochs on the first 6,000 images: a check that everything works."""
 
     @property
     def decisive(self) -> dict[str, Any]:
         """The settings that the numbers depend on."""
-        free = {"data_dir", "out", "resume", "checkpoint_every", "tensorboard"}
+        free = {
+            "data_dir",
+            "out",
+            "resume",
+            "checkpoint_every",
+            "tensorboard",
+            "stream",
+        }
         return {name: v for name, v in asdict(self).items() if name not in free}
 
 
@@ -125,11 +137,19 @@ class Predict:
 def train(settings: Train) -> None:
     """The main job."""
     _check(settings)
-    dataset = data.load(settings.dataset, settings.data_dir)
-    epochs, rows = settings.epochs, len(dataset.train_labels)
+    clock = Stopwatch()
+    clock.lap("imports")
+    keep_programs()
+    _import_meanwhile("orbax.checkpoint", "experiments.pictures")
+    load = data.load_streamed if settings.stream else data.load
+    dataset = load(settings.dataset, settings.data_dir)
+    epochs, images = settings.epochs, dataset.train_images
     if settings.quick:
-        epochs, rows = min(epochs, 2), min(rows, 6000)
-    images, labels = dataset.train_images[:rows], dataset.train_labels[:rows]
+        epochs = min(epochs, 2)
+        images = first(images, 6000)
+    rows = len(images)
+    labels = dataset.train_labels[:rows]
+    clock.lap("data")
     out = settings.resume or settings.out or _new_folder(settings.dataset)
     with run_folder.locked(out):
         if settings.resume is None:
@@ -166,11 +186,23 @@ def train(settings: Train) -> None:
                 f"The run cannot go on writing in {out} ({error.strerror or error}): "
                 f"make room there, then go on with --resume {out}."
             ) from None
+        clock.lap("training and checkpoints")
+        if isinstance(images, Streamed):
+            spent = clock.seconds()["training and checkpoints"]
+            report.say(
+                f"Input: training waited {images.waited:.3f} s of {spent:.2f} s for "
+                f"images, {images.waited / spent:.1%}"
+            )
         if metrics:
             report.say(f"Final: {_line(metrics[-1])}")
         report.say(gradient_gap(model, images[: settings.batch_size], labels))
+        clock.lap("gradient beside the closed form")
         _draw(out, metrics, model, dataset)
+        clock.lap("pictures")
+        with run_folder.replacing(out / "times.json") as file:
+            file.write_text(report.to_json(_times(clock)))
         files = sorted(path for path in out.iterdir() if path.is_file())
+        report.say(_spent(clock))
         report.say("Files:", *(f"  {path}" for path in files), sep="\n")
 
 
@@ -178,7 +210,7 @@ def _fitted(
     settings: Train,
     out: Path,
     dataset: data.Dataset,
-    images: np.ndarray,
+    images: np.ndarray | Streamed,
     labels: np.ndarray,
     *,
     epochs: int,
@@ -200,7 +232,6 @@ def _fitted(
             "shuffle": jax.random.key_data(order_key).tolist(),
         },
     )
-    _import_meanwhile("orbax.checkpoint", "experiments.pictures")
     with ExitStack() as stack:
         stop = stack.enter_context(stopping_at_leisure())
         journal = Journal(
@@ -368,6 +399,18 @@ def _line(metrics: dict[str, Any]) -> str:
         f"validation accuracy {metrics['validation_accuracy']:.4f}  "
         f"{metrics['seconds']:.2f} s"
     )
+
+
+def _times(clock: Stopwatch) -> dict[str, Any]:
+    return {"seconds": clock.seconds(), "peak_megabytes": peak_megabytes()}
+
+
+def _spent(clock: Stopwatch) -> str:
+    parts = clock.seconds()
+    total = parts.pop("all")
+    longest = sorted(parts.items(), key=lambda part: -part[1])
+    spent = ", ".join(f"{name} {seconds:.2f}" for name, seconds in longest)
+    return f"Time: {total:.2f} s ({spent}), {peak_megabytes():.0f} MB at most"
 
 
 def _draw(

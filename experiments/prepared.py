@@ -25,6 +25,7 @@ import numpy as np
 from experiments.catalog import Arrays, DataError, Entry, check, fingerprint
 
 _LEFTOVER_SECONDS = 3600
+_AT_ONCE = 1000  # records; one by one they take ten times as long
 _REMEDY = "delete that folder and run again"
 
 
@@ -144,39 +145,80 @@ def read(entry: Entry, folder: Path) -> tuple[Arrays, str]:
     Raises:
         DataError: it is damaged, or is not what the catalog describes.
     """
+    with _reading(folder):
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(folder)
+        metadata = builder.info.metadata or {}
+        train = _read_split(builder, "train", entry)
+        test = _read_split(builder, "test", entry)
+    places = [f"{field} of {folder}" for field in Arrays._fields]
+    arrays = check(Arrays(*train, *test), entry, places, _REMEDY)
+    if metadata.get("fingerprint", fingerprint(arrays)) != fingerprint(arrays):
+        raise DataError(f"The data set in {folder} is not as prepared: {_REMEDY}.")
+    return arrays, _origin(builder)
+
+
+def opened(
+    entry: Entry, folder: Path
+) -> tuple[Iterator[tuple[int, np.ndarray, int]], tuple[np.ndarray, np.ndarray], str]:
+    """As read, but the training examples come one by one.
+
+    Of each its published position, image and label.
+    """
+    with _reading(folder):
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(folder)
+        test = _read_split(builder, "test", entry)
+    return _train_examples(builder, entry, folder), test, _origin(builder)
+
+
+def _train_examples(
+    builder: Any, entry: Entry, folder: Path
+) -> Iterator[tuple[int, np.ndarray, int]]:
+    count = builder.info.splits["train"].num_examples
+    order = _published_order(builder, "train", count)
+    with _reading(folder):
+        for position, example in zip(order, _examples(builder, "train"), strict=True):
+            image, label = _decoded(example)
+            yield position, image.reshape(entry.image_shape), label
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
     try:
         with quiet_tfds():
-            import tensorflow_datasets as tfds
-
-            builder = tfds.builder_from_directory(folder)
-            metadata = builder.info.metadata or {}
-            train = _read_split(builder, "train", entry)
-            test = _read_split(builder, "test", entry)
+            yield
     except Exception as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise DataError(
             f"The data set prepared in {folder} cannot be read "
             f"({reason or type(error).__name__}): {_REMEDY}."
         ) from error
-    places = [f"{field} of {folder}" for field in Arrays._fields]
-    arrays = check(Arrays(*train, *test), entry, places, _REMEDY)
-    if metadata.get("fingerprint", fingerprint(arrays)) != fingerprint(arrays):
-        raise DataError(f"The data set in {folder} is not as prepared: {_REMEDY}.")
-    return arrays, metadata.get("origin", "tensorflow-datasets' own builder")
+
+
+def _origin(builder: Any) -> str:
+    return (builder.info.metadata or {}).get(
+        "origin", "tensorflow-datasets' own builder"
+    )
+
+
+def _decoded(example: Any) -> tuple[np.ndarray, int]:
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(example["image"]))), int(example["label"])
 
 
 def _read_split(
     builder: Any, split: str, entry: Entry
 ) -> tuple[np.ndarray, np.ndarray]:
-    from PIL import Image
-
     count = builder.info.splits[split].num_examples
     images = np.zeros((count, *entry.image_shape), np.uint8)
     labels = np.zeros(count, np.int32)
     order = _published_order(builder, split, count)
     for index, example in zip(order, _examples(builder, split), strict=True):
-        images[index] = np.asarray(Image.open(io.BytesIO(example["image"])))
-        labels[index] = example["label"]
+        images[index], labels[index] = _decoded(example)
     return images, labels
 
 
@@ -195,7 +237,8 @@ def _published_order(builder: Any, split: str, count: int) -> list[int]:
 
 
 def _examples(builder: Any, split: str) -> Iterator[Any]:
-    """Examples as stored, the images still PNG files."""
+    """Examples as stored, the images still PNG files; Grain reads them ahead."""
+    import grain
     import tensorflow_datasets as tfds
 
     decoders = {"image": tfds.decode.SkipDecoding()}
@@ -207,10 +250,15 @@ def _examples(builder: Any, split: str) -> Iterator[Any]:
                 )
     else:
         source = builder.as_data_source(split, decoders=decoders)
-        for start in range(0, len(source), 1000):
-            yield from source.__getitems__(
-                list(range(start, min(start + 1000, len(source))))
+        starts = grain.MapDataset.range(0, len(source), _AT_ONCE)
+        several = starts.map(
+            lambda begin: source.__getitems__(
+                [*range(begin, min(begin + _AT_ONCE, len(source)))]
             )
+        )
+        ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        for some in several.to_iter_dataset(ahead):
+            yield from some
 
 
 def _tfrecords(path: Path) -> Iterator[bytes]:

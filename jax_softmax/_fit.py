@@ -1,8 +1,8 @@
 """Minibatch training: blocks of steps, each one compiled loop on the device."""
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import tee
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import jax
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, Key
 from jax_softmax import _checks as checks
 from jax_softmax._losses import cross_entropy
 from jax_softmax._regression import SoftmaxRegression
-from jax_softmax._shuffle import blocks
+from jax_softmax._shuffle import Blocks, RowsOf
 
 Model = Any  # a pytree; logits(x) is all that evaluation asks of it
 Objective = Callable[[Any, Array, Array], Float[Array, ""]]
@@ -32,7 +32,7 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def read(
-        self, wanted: Iterable[np.ndarray]
+        self, wanted: Sequence[np.ndarray]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For each array of row numbers, those rows of x and their labels."""
         ...
@@ -152,18 +152,16 @@ def fit(
     def run() -> Iterator[Epoch]:
         now = progress or Progress.start(model, optimizer)
         losses, steps = now.losses, -(-len(source) // batch_size)
-        plan, wanted = tee(
-            blocks(
-                key,
-                len(source),
-                batch_size,
-                epochs=epochs,
-                epoch=now.epoch,
-                step=len(losses),
-                cut_every=watch_every,
-            )
+        plan = Blocks(
+            key,
+            len(source),
+            batch_size,
+            epochs=epochs,
+            epoch=now.epoch,
+            step=len(losses),
+            cut_every=watch_every,
         )
-        reading = zip(plan, source.read(block.rows for block in wanted), strict=False)
+        reading = zip(plan, source.read(RowsOf(plan)), strict=False)
         state = _copied(_State(now.model, now.opt_state, now.last_good))
         ahead = next(reading, None)
         while ahead is not None:
@@ -305,14 +303,22 @@ class _InMemory:
 
 
 def _gathered(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """x[rows], where XLA takes it for its own without a copy: from a multiple of 64."""
+    out = aligned((len(rows), *x.shape[1:]), x.dtype)
     flat = x.reshape(len(x), -1)
-    size = len(rows) * flat.shape[1] * x.itemsize
+    flat.take(rows, axis=0, out=out.reshape(len(rows), -1), mode="clip")
+    return out
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array that XLA takes for its own without a copy: from a multiple of 64.
+
+    >>> aligned((3, 5), np.dtype(np.uint8)).ctypes.data % 64
+    0
+    """
+    size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + 64, np.uint8)
     begin = -memory.ctypes.data % 64
-    out = memory[begin : begin + size].view(x.dtype).reshape(len(rows), -1)
-    flat.take(rows, axis=0, out=out, mode="clip")
-    return out.reshape(-1, *x.shape[1:])
+    return memory[begin : begin + size].view(dtype).reshape(shape)
 
 
 def _mean(losses: np.ndarray, batch_size: int, rows: int) -> float:

@@ -6,15 +6,12 @@ half: the tangent rule calls `linear_map`, and reverse mode calls the given tran
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-
-_linear_map_p = Primitive("linear_map")
-_linear_map_p.multiple_results = True
 
 
 def linear_map(
@@ -47,7 +44,7 @@ def linear_map(
         out = transpose(known_tree.unflatten(known), out_tree.unflatten(cotangents))
         return jax.tree.leaves(out)
 
-    out = _linear_map_p.bind(
+    out = _primitive().bind(
         *known, *moved, apply=flat_apply, transpose=flat_transpose, known=len(known)
     )
     return out_tree.unflatten(out)
@@ -66,12 +63,26 @@ def _no_transpose(_residuals: Any, _cotangents: Any) -> Any:
     return ()
 
 
-@_linear_map_p.def_impl
+@cache
+def _primitive() -> Any:
+    """Made when first used: jax.extend takes longer to import than all of ours."""
+    from jax.extend.core import Primitive
+
+    primitive = Primitive("linear_map")
+    primitive.multiple_results = True
+    primitive.def_impl(_impl)
+    primitive.def_abstract_eval(_abstract_eval)
+    ad.primitive_jvps[primitive] = _jvp
+    ad.primitive_transposes[primitive] = _transpose
+    batching.primitive_batchers[primitive] = _batch
+    mlir.register_lowering(primitive, mlir.lower_fun(_impl, multiple_results=True))
+    return primitive
+
+
 def _impl(*args, apply, transpose, known):
     return apply(args[:known], args[known:])
 
 
-@_linear_map_p.def_abstract_eval
 def _abstract_eval(*args, apply, transpose, known):
     return jax.make_jaxpr(apply)(args[:known], args[known:]).out_avals
 
@@ -79,11 +90,11 @@ def _abstract_eval(*args, apply, transpose, known):
 def _jvp(primals, tangents, *, apply, transpose, known):
     residuals, moved = primals[:known], primals[known:]
     params = {"apply": apply, "transpose": transpose, "known": known}
-    out = _linear_map_p.bind(*primals, **params)
+    out = _primitive().bind(*primals, **params)
     total = None
     if not all(isinstance(t, ad.Zero) for t in tangents[known:]):
         again = map(ad.instantiate_zeros, tangents[known:])
-        total = _linear_map_p.bind(*residuals, *again, **params)
+        total = _primitive().bind(*residuals, *again, **params)
     if not all(isinstance(t, ad.Zero) for t in tangents[:known]):
         turned = tuple(map(ad.instantiate_zeros, tangents[:known]))
         _, curved = jax.jvp(lambda *r: apply(r, moved), tuple(residuals), turned)
@@ -117,13 +128,7 @@ def _batch(args, dims, *, apply, transpose, known):
             for f, dim in zip(found, moved_dims, strict=True)
         ]
 
-    out = _linear_map_p.bind(
+    out = _primitive().bind(
         *args, apply=batched_apply, transpose=batched_transpose, known=known
     )
     return out, [0] * len(out)
-
-
-ad.primitive_jvps[_linear_map_p] = _jvp
-ad.primitive_transposes[_linear_map_p] = _transpose
-batching.primitive_batchers[_linear_map_p] = _batch
-mlir.register_lowering(_linear_map_p, mlir.lower_fun(_impl, multiple_results=True))

@@ -63,3 +63,12 @@ def strict_types():
     """No promotion of types that the code does not ask for."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(scope="session")
+def programs_kept(tmp_path_factory):
+    """The processes that tests start share what they compile, with no one else."""
+    folder = str(tmp_path_factory.mktemp("programs"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+        yield folder

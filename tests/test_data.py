@@ -175,6 +175,20 @@ def test_tfrecord_is_read_without_tensorflow(arrays, tmp_path):
     assert "tensorflow" not in sys.modules
 
 
+@pytest.mark.parametrize("build", ["ours", "shuffled"])
+def test_streamed_it_is_the_same(arrays, tmp_path, capsys, build):
+    if build == "shuffled":
+        build_shuffled(arrays, tmp_path)
+    else:
+        write_idx_files(tmp_path, arrays)
+    for said in ("as rows", ""):
+        streamed = data.load_streamed("mnist", tmp_path)
+        assert said in capsys.readouterr().err
+        images = streamed.train_images
+        assert images.path.exists()
+        assert_same(streamed._replace(train_images=images[:]), arrays)
+
+
 def spoil(path: Path, change) -> None:
     path.write_bytes(change(path.read_bytes()))
 

@@ -17,8 +17,13 @@ JOB = ["-m", "experiments.fashion_mnist"]
 DIGITS = ["--dataset", "digits", "--epochs", "3"]
 
 
+@pytest.fixture(autouse=True)
+def programs_of_this_process(monkeypatch, programs_kept):
+    monkeypatch.setattr(fashion_mnist, "keep_programs", lambda: None)
+
+
 @pytest.fixture(scope="module")
-def digits_run(tmp_path_factory):
+def digits_run(tmp_path_factory, programs_kept):
     """One run as a user starts it, warnings being errors."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     done = subprocess.run(
@@ -42,7 +47,7 @@ def refused(capsys, *arguments, code=2):
 def test_prints_the_story_in_order(digits_run):
     _, printed = digits_run
     starts = ["Data: digits", "Settings: sgd", "epoch  1", "epoch  2", "epoch  3"]
-    starts += ["Final: epoch  3", "Gradient of one batch", "Files:"]
+    starts += ["Final: epoch  3", "Gradient of one batch", "Time:", "Files:"]
     places = [printed.index(start) for start in starts]
     assert places == sorted(places)
 
@@ -52,7 +57,8 @@ def test_writes_config_metrics_params_and_pictures(digits_run):
     names = {path.name for path in folder.iterdir() if path.is_file()}
     pictures = {f"{name}.png" for name in ("curves", "misclassified", "weights")}
     assert names == pictures | {
-        *("confusion.png", "config.json", "metrics.jsonl", "params.npz")
+        *("confusion.png", "config.json", "metrics.jsonl", "params.npz"),
+        "times.json",
     }
     assert all(str(folder / name) in printed for name in names)
     rows = run_folder.metrics(folder)
@@ -64,6 +70,15 @@ def test_writes_config_metrics_params_and_pictures(digits_run):
             with Image.open(folder / name) as picture:
                 assert min(picture.size) > 300
                 assert np.asarray(picture).std() > 5
+
+
+def test_times_add_up_to_the_life_of_the_process(digits_run):
+    times = json.loads((digits_run[0] / "times.json").read_text())
+    parts = dict(times["seconds"])
+    assert sum(parts.values()) == pytest.approx(2 * parts["all"])
+    assert min(parts.values()) >= 0
+    assert parts["compilation"] > 0.1
+    assert 50 < times["peak_megabytes"] < 5000
 
 
 def test_autodiff_and_closed_form_agree_on_the_batch(digits_run):

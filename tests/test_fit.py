@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jax_softmax import NonFiniteLoss, SoftmaxRegression, cross_entropy, fit
-from jax_softmax._shuffle import blocks, epoch_order
+from jax_softmax._shuffle import Blocks, epoch_order
 
 KEY = jax.random.key(0)
 
@@ -122,7 +122,7 @@ def test_rows_that_are_not_in_memory_give_the_same_bits(tmp_path):
 @pytest.mark.parametrize("cut_every", [None, 1, 7, 10**6])
 def test_blocks_cover_each_epoch_in_order(cut_every):
     rows, batch_size = 100_003, 64
-    cut = list(blocks(KEY, rows, batch_size, epochs=2, cut_every=cut_every))
+    cut = list(Blocks(KEY, rows, batch_size, epochs=2, cut_every=cut_every))
     for epoch in (1, 2):
         mine = [block for block in cut if block.epoch == epoch]
         read = [block.rows[: block.steps * block.batch_size] for block in mine]

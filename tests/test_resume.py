@@ -30,8 +30,9 @@ FACTS = {"settings": {"seed": 0}, "fingerprint": "f", "shuffle": [0, 1]}
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
+def no_pictures(monkeypatch, programs_kept):
     monkeypatch.setattr(fashion_mnist, "_draw", lambda *_: None)
+    monkeypatch.setattr(fashion_mnist, "keep_programs", lambda: None)
 
 
 @contextlib.contextmanager
@@ -95,7 +96,9 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(tmp_path):
     killed = tmp_path / "killed"
     for _ in range(kills):
         begun = (killed / "config.json").exists()
-        with running(*run, *(["--resume"] if begun else ["--out"]), killed) as process:
+        folder = ["--resume" if begun else "--out", killed]
+        how = moment.choice(["--stream", "--no-stream"])  # the bits are the same
+        with running(*run, how, *folder) as process:
             before = len(run_folder.metrics(killed)) if begun else 0
             if moment.random() < 0.8:
                 wait_for_epochs(killed, min(before + 1, epochs), process)
@@ -273,9 +276,12 @@ def test_a_checkpoint_that_cannot_be_written(saved, monkeypatch):
 @pytest.fixture(scope="module")
 def short_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
-    fashion_mnist.train(
-        fashion_mnist.Train(dataset="digits", epochs=2, out=out, tensorboard=True)
+    settings = fashion_mnist.Train(
+        dataset="digits", epochs=2, out=out, tensorboard=True
     )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fashion_mnist, "keep_programs", lambda: None)
+        fashion_mnist.train(settings)
     return out
 
 

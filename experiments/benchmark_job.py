@@ -1,0 +1,110 @@
+"""The whole main job, from the start of its process to its exit.
+
+First with nothing compiled yet, then with what that run has left in the user's cache;
+data set and packages are in their caches all along.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from experiments import report
+from experiments.command import Failed
+
+IMPORTS = "import experiments.fashion_mnist, experiments.pictures, orbax.checkpoint"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Time the main job, process and all; write table and JSON."""
+
+    out: Path = Path("experiments/results/job")
+    """Where job.json and job.md go."""
+    dataset: str = "fashion_mnist"
+    """As for experiments.fashion_mnist."""
+    rounds: int = 5
+    """Runs of each kind after the first."""
+    quick: bool = False
+    """One round of the quick job."""
+
+
+def run(settings: Settings) -> None:
+    """Measure, print, save."""
+    job = ["-m", "experiments.fashion_mnist", "--dataset", settings.dataset]
+    job += ["--quick"] if settings.quick else []
+    rounds = 1 if settings.quick else settings.rounds
+    with tempfile.TemporaryDirectory() as scratch:
+        kept = Path(scratch) / "programs"
+        runs = [_timed(job, kept, Path(scratch) / f"{n}") for n in range(rounds + 1)]
+        streamed = [
+            _timed([*job, "--stream"], kept, Path(scratch) / f"s{n}")
+            for n in range(rounds)
+        ]
+        imports = _process(["-c", IMPORTS], kept)["peak_megabytes"]
+    rows = [
+        {"what": "first run: all is compiled"} | runs[0],
+        {"what": "later runs, median"} | _medians(runs[1:]),
+        {"what": "later runs with --stream, median"} | _medians(streamed),
+    ]
+    table = _table(rows)
+    report.say(table)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    (settings.out / "job.md").write_text(table + "\n")
+    facts = {"environment": report.environment(), "imports_megabytes": imports}
+    (settings.out / "job.json").write_text(
+        report.to_json(facts | {"rows": rows, "runs": runs, "streamed": streamed})
+    )
+    report.say(f"Imports alone: {imports:.0f} MB. Files: {settings.out}")
+
+
+def _timed(job: list[str], kept: Path, out: Path) -> dict[str, Any]:
+    """Wall and CPU seconds of the process, and what it says of itself."""
+    process = _process([*job, "--out", str(out)], kept)
+    return process | {"parts": json.loads((out / "times.json").read_text())["seconds"]}
+
+
+def _process(arguments: list[str], kept: Path) -> dict[str, float]:
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(kept)},
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise Failed("The main job failed: see above.")
+    return {
+        "seconds": time.perf_counter() - began,
+        "cpu_seconds": used.ru_utime + used.ru_stime,
+        "peak_megabytes": used.ru_maxrss
+        / (2**20 if sys.platform == "darwin" else 2**10),
+    }
+
+
+def _medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    parts = {
+        name: median(run["parts"][name] for run in runs) for name in runs[0]["parts"]
+    }
+    numbers = ("seconds", "cpu_seconds", "peak_megabytes")
+    return {n: median(run[n] for run in runs) for n in numbers} | {"parts": parts}
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    parts = [name for name in rows[0]["parts"] if name != "all"]
+    head = ["", "process", "CPU", *parts, "exit", "MB"]
+    lines = [head, ["---", *["--:"] * (len(head) - 1)]]
+    for row in rows:
+        seconds = [row["parts"][name] for name in parts]
+        left = row["seconds"] - row["parts"]["all"]
+        shown = [row["seconds"], row["cpu_seconds"], *seconds, left]
+        megabytes = f"{row['peak_megabytes']:.0f}"
+        lines.append([row["what"], *(f"{s:.2f}" for s in shown), megabytes])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
