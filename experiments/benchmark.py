@@ -1,6 +1,7 @@
 """How fast, against whom, and how near to the machine's limit.
 
 python -m experiments.benchmark dense     softmax, logsumexp, cross-entropy on logits
+python -m experiments.benchmark linear    the loss of a large vocabulary
 python -m experiments.benchmark train     an epoch of the main job, and its parts
 python -m experiments.benchmark job       the whole main job, process and all
 """
@@ -8,11 +9,17 @@ python -m experiments.benchmark job       the whole main job, process and all
 import sys
 from types import ModuleType
 
-from experiments import benchmark_dense, benchmark_job, benchmark_train
+from experiments import (
+    benchmark_dense,
+    benchmark_job,
+    benchmark_linear,
+    benchmark_train,
+)
 from experiments.command import BAD_INPUT, main
 
 BENCHMARKS: dict[str, ModuleType] = {
     "dense": benchmark_dense,
+    "linear": benchmark_linear,
     "train": benchmark_train,
     "job": benchmark_job,
 }

@@ -47,12 +47,13 @@ def interleave(
     seconds: float = 3.0,
     least_rounds: int = 5,
     most_rounds: int = 200,
+    warm_ups: int = 2,
 ) -> dict[str, Timing]:
     """Run the contenders in turn, so that a noisy moment hits all of them alike.
 
-    Two rounds warm up; then rounds go on until `seconds` have passed.
+    Some rounds warm up; then rounds go on until `seconds` have passed.
     """
-    for contender in 2 * list(contenders.values()):
+    for contender in warm_ups * list(contenders.values()):
         contender.run()
     times: dict[str, list[float]] = {name: [] for name in contenders}
     ends = time.perf_counter() + seconds

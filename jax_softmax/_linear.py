@@ -20,7 +20,8 @@ from jax_softmax import _linear_passes as passes
 from jax_softmax import _linear_tiles as tiles
 from jax_softmax._linear_map import linear_map
 from jax_softmax._linear_passes import Gradients
-from jax_softmax._linear_plan import Chunk, head_of, layer_of, on_tiles
+from jax_softmax._linear_plan import Chunk, Keep, head_of, layer_of, on_tiles
+from jax_softmax._linear_rows import Losses, Rows, losses, measure
 from jax_softmax._linear_tiles import Head, Layer
 
 Rowwise = Float[Array, "*batch"]
@@ -103,14 +104,16 @@ def mean_linear_cross_entropy(
     tied: bool = False,
     chunk: Chunk | None = None,
     precision: Any = None,
+    skip_below: float = 0.0,
 ) -> Float[Array, ""]:
     """The mean of linear_cross_entropy, its gradients made on the way forward.
 
         sum of weights * (loss + z_loss * lse^2) / normalizer
 
     The cotangents of the rows are known before the first logit is, so a value with both
-    gradients costs three matmuls; a value alone costs one. With bfloat16 weights, the
-    gradient of w is rounded to their type once for each chunk of tokens.
+    gradients costs three matmuls; a value alone costs one. Of types narrower than
+    float32, probabilities are rounded to the operands' type for the two backward
+    matmuls, and the gradient of w to the type of w once for each chunk of tokens.
 
     Args:
         x, w, labels, b, where, label_smoothing, softcap, tied, precision: as in
@@ -120,10 +123,17 @@ def mean_linear_cross_entropy(
             the kept rows. With the whole batch's count, the sum over ragged
             micro-batches is the mean of the batch.
         z_loss: the weight of lse^2.
-        chunk: (tokens, classes) of a tile. The logits of one chunk of tokens are kept
-            where they fit into 40 MB on a CPU and 512 MB elsewhere, which is how many
-            tokens there are by default; where that is fewer than 128, and for a larger
-            chunk, logits are made again, which is a fourth matmul.
+        chunk: (tokens, classes) of a tile. One number is kept of each logit of a chunk
+            of tokens, in 52 MB on a CPU and 512 MB elsewhere, which by default is how
+            many tokens it has. (On a CPU, the first chunk is kept where the gradient
+            of w will be, and has as many tokens as there are features.) Where fewer
+            than 128 tokens fit, and for a larger chunk, logits are made again, which
+            is a fourth matmul.
+        skip_below: leave out of both gradients each tile without a label whose
+            probabilities are all below this. No gradient of a logit is wrong by more
+            than skip_below times its row's weight, nor all of a row's together by more
+            than the probability left out; the loss itself is exact. It saves the two
+            matmuls of such a tile, and costs a branch for every tile: measure first.
 
     Returns:
         A scalar in at least float32; 0 with zero gradient when no row is kept.
@@ -141,7 +151,7 @@ def mean_linear_cross_entropy(
     1.3862944
     """
     layer, batch = layer_of(x, w, labels, b, where, tied)
-    head = head_of(tied, softcap, label_smoothing, precision, chunk)
+    head = head_of(tied, softcap, label_smoothing, precision, chunk, skip_below)
     wide = tiles.wide_type(layer)
     if weights is None:
         shares = jnp.ones(layer.labels.shape, wide)
@@ -160,11 +170,11 @@ def _per_row(head: Head, chunk: Chunk | None, layer: Layer) -> tuple[Array, Arra
     """(loss, lse) of each row. Recomputes logits under grad: four matmuls."""
 
     def tiled(function, *args):
-        return on_tiles(function, head, chunk, False, *args)
+        return on_tiles(function, head, chunk, Keep.NOTHING, *args)
 
-    def value(layer: Layer) -> tuple[passes.Rows, tuple[Array, Array]]:
-        rows = tiled(passes.measure, layer)
-        found = passes.losses(head, layer, rows)
+    def value(layer: Layer) -> tuple[Rows, tuple[Array, Array]]:
+        rows = tiled(measure, layer)
+        found = losses(head, layer, rows)
         return rows, (found.loss, found.lse)
 
     @jax.custom_jvp
@@ -194,20 +204,22 @@ def _weighted_sum(
 ) -> Array:
     """sum(shares * (loss + z_loss * lse^2)), its gradients made on the way."""
 
-    def total(found: passes.Losses) -> Array:
+    def total(found: Losses) -> Array:
         return found.loss + z_loss * found.lse**2 if z_loss else found.loss
 
     @jax.custom_jvp
     def summed(layer: Layer, shares: Array) -> Array:
-        rows = on_tiles(passes.measure, head, chunk, False, layer)
-        return _dot(shares, total(passes.losses(head, layer, rows)))
+        rows = on_tiles(measure, head, chunk, Keep.NOTHING, layer)
+        return _dot(shares, total(losses(head, layer, rows)))
 
     def rule(primals, tangents):
         layer, shares = primals
         moved = _moved(tangents[0])
         wanted = jax.tree.map(lambda _: True, moved)
+        in_place = wanted.w and layer.w.dtype == tiles.kept_type(head, layer)
+        keep = Keep.IN_PLACE if in_place else Keep.SOME
         found, grads = on_tiles(
-            passes.measure_and_pull, head, chunk, True, layer, shares, z_loss, wanted
+            passes.measure_and_pull, head, chunk, keep, layer, shares, z_loss, wanted
         )
         value = total(found)
         out = _dot(shares, value)

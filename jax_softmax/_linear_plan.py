@@ -1,5 +1,6 @@
 """Arguments of the linear functions, checked; and tiles cut to fit the machine."""
 
+import enum
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,18 @@ from jax_softmax._linear_map import as_one
 from jax_softmax._linear_tiles import Head, Layer
 
 Chunk = tuple[int, int]  # (tokens, classes)
-# What the logits of one chunk of tokens may take on a CPU, and elsewhere.
-KEPT_BYTES = {True: 40 * 10**6, False: 2**29}
+# What is kept of one chunk of tokens may take this on a CPU, and elsewhere.
+KEPT_BYTES = {True: 52 * 10**6, False: 2**29}
+TILE_ELEMENTS = 2**19  # on a CPU: a few such tiles stay in its cache
+LEAST_TOKENS = 128  # of a chunk: with fewer, reading w again for each costs more
+
+
+class Keep(enum.Enum):
+    """What the first pass may keep of each logit for the second."""
+
+    NOTHING = enum.auto()
+    SOME = enum.auto()  # in memory of its own
+    IN_PLACE = enum.auto()  # and where the gradient of w will be
 
 
 def layer_of(
@@ -52,6 +63,7 @@ def head_of(
     label_smoothing: float,
     precision: Any,
     chunk: Chunk | None,
+    skip_below: float = 0.0,
 ) -> Head:
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
@@ -59,21 +71,28 @@ def head_of(
         raise ValueError(f"softcap must be positive, got {softcap}")
     if chunk is not None and (len(chunk) != 2 or min(chunk) < 1):
         raise ValueError(f"chunk must be (tokens, classes), both positive, got {chunk}")
-    return Head(tied, softcap, label_smoothing, precision, 0, 0, False)
+    if not 0 <= skip_below < 1:
+        raise ValueError(f"skip_below must be in [0, 1), got {skip_below}")
+    if skip_below and label_smoothing:
+        raise ValueError(
+            "skip_below must be 0 with label_smoothing: every class has a gradient then"
+        )
+    static = (tied, softcap, label_smoothing, precision, skip_below)
+    return Head(*static, tokens=0, classes=0, keeps=False, first=0, in_place=False)
 
 
 def on_tiles(
     function: Callable[..., Any],
     head: Head,
     chunk: Chunk | None,
-    keeps_logits: bool,
+    keep: Keep,
     layer: Layer,
     *args: Any,
 ) -> Any:
     """function(head, layer, *args), on tiles for the machine it is compiled for."""
 
     def on(cpu: bool) -> Callable[..., Any]:
-        here = _cut(head, layer, chunk, keeps_logits, cpu)
+        here = _cut(head, layer, chunk, keep, cpu)
         return lambda *arrays: function(here, *fill(arrays))
 
     leaves, tree = jax.tree.flatten((layer, *args))
@@ -91,22 +110,27 @@ def on_tiles(
 
 
 def _cut(
-    head: Head, layer: Layer, chunk: Chunk | None, keeps_logits: bool, on_cpu: bool
+    head: Head, layer: Layer, chunk: Chunk | None, keep: Keep, on_cpu: bool
 ) -> Head:
-    rows, classes = layer.x.shape[0], tiles.classes_of(head, layer.w)
-    row_bytes = classes * tiles.wide_type(layer).itemsize
-    fitting = KEPT_BYTES[on_cpu] // row_bytes
+    """How the loops go: the pieces of work, and what stays between the two passes."""
+    (rows, features), classes = layer.x.shape, tiles.classes_of(head, layer.w)
+    fitting = KEPT_BYTES[on_cpu] // (classes * tiles.kept_type(head, layer).itemsize)
     if chunk is not None:
-        tokens, width = chunk
+        tokens, width = min(chunk[0], rows), min(chunk[1], classes)
+        keeps = keep is not Keep.NOTHING and tokens <= fitting
+        return head._replace(tokens=tokens, classes=width, keeps=keeps)
+    addressable = not head.tied or layer.w.size < 2**31
+    in_place = keep is Keep.IN_PLACE and on_cpu and addressable
+    first = min(rows, features) if in_place else 0
+    rest = rows - first
+    keeps = keep is not Keep.NOTHING and fitting >= min(rest, LEAST_TOKENS)
+    if keeps:
+        chunks = -(-rest // max(fitting, 1))
+        tokens = -(-rest // max(chunks, 1))
     else:
-        tokens = 1 << (fitting.bit_length() - 1) if fitting else 0
-        if not keeps_logits or tokens < min(rows, 128):
-            tokens = 2048 if on_cpu else rows
-        widest = max(512, 2**20 // max(min(tokens, rows), layer.x.shape[1]))
-        width = 1 << (widest.bit_length() - 1) if on_cpu else 8192
-    tokens = min(tokens, rows)
+        first, tokens = 0, min(rows, 2048) if on_cpu else rows
+    widest = max(256, TILE_ELEMENTS // max(tokens, first, features))
+    width = 1 << (widest.bit_length() - 1) if on_cpu else 8192
     return head._replace(
-        tokens=tokens,
-        classes=min(width, classes),
-        keep_logits=keeps_logits and tokens <= fitting,
+        tokens=tokens, classes=min(width, classes), keeps=keeps, first=first
     )

@@ -8,11 +8,11 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
-from jax_softmax import _linear_passes as passes
 from jax_softmax import _linear_tiles as tiles
-from jax_softmax._linear_plan import Chunk, head_of, layer_of, on_tiles
+from jax_softmax._linear_plan import Chunk, Keep, head_of, layer_of, on_tiles
+from jax_softmax._linear_rows import Rows, losses, merged_rows, rows_of_tile, stacked
 from jax_softmax._linear_tiles import Head, Index, Layer
-from jax_softmax._partition import gap, log1p, shifted_exp
+from jax_softmax._partition import gap, log1p, partition, shifted_exp
 
 
 class LinearSoftmaxSummary(NamedTuple):
@@ -70,7 +70,7 @@ def linear_softmax_summary(
     head = head_of(tied, softcap, 0.0, precision, chunk)
     if not 1 <= top_k <= tiles.classes_of(head, layer.w):
         raise ValueError(f"top_k must be in [1, classes], got {top_k}")
-    found = on_tiles(_summary, head, chunk, False, layer, top_k)
+    found = on_tiles(_summary, head, chunk, Keep.NOTHING, layer, top_k)
     if layer.keep is not None:
         keep = layer.keep
         found = jax.tree.map(
@@ -82,7 +82,7 @@ def linear_softmax_summary(
 
 
 class _Tile(NamedTuple):
-    rows: passes.Rows
+    rows: Rows
     distance: Array  # sum of exp(z - max) (max - z)
     top: Array
     ids: Array
@@ -98,7 +98,7 @@ def _summary(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
 def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
     def tile(carry: None, start: Index, width: int) -> tuple[None, _Tile]:
         z = tiles.logits(head, layer, start, width)
-        rows = passes.rows_of_tile(head, layer, z, start)
+        rows = rows_of_tile(head, layer, z, partition(z), start)
         below = jnp.where(z > -jnp.inf, gap(z, rows.part.max[:, None]), 0)
         distance = shifted_exp(z, rows.part.max[:, None]) * below
         top, ids = lax.top_k(z, min(top_k, width))
@@ -115,15 +115,15 @@ def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
         top, place = lax.top_k(top, top_k)
         ids = jnp.take_along_axis(ids, place, axis=1)
 
-        tiled = passes.stacked(whole.rows, rest.rows if rest else None)
-        below = passes.stacked(whole.distance, rest.distance if rest else None)
-        rows = passes.merged_rows(tiled)
+        tiled = stacked(whole.rows, rest.rows if rest else None)
+        below = stacked(whole.distance, rest.distance if rest else None)
+        rows = merged_rows(tiled)
         total = log1p(rows.part.tail)
         heads, tails = tiled.part
         weight = jnp.where(heads == -jnp.inf, 0, shifted_exp(heads, rows.part.max))
         lower = jnp.where(heads == -jnp.inf, 0, gap(heads, rows.part.max))
         distance = (weight * (below + (1 + tails) * lower)).sum(0)
-        found = passes.losses(head, layer, rows)
+        found = losses(head, layer, rows)
         return LinearSoftmaxSummary(
             nll=found.nll,
             lse=found.lse,

@@ -1,7 +1,7 @@
 """A linear layer cut into tiles: some tokens times some classes at a time.
 
-Only tiles, and at most the logits of one chunk of tokens, are ever in memory. Nothing
-is padded: what a size leaves over is a smaller tile of its own.
+Only tiles, and at most one number for each logit of one chunk of tokens, are ever in
+memory. Nothing is padded: what a size leaves over is a smaller tile of its own.
 """
 
 import math
@@ -33,9 +33,12 @@ class Head(NamedTuple):
     softcap: float | None
     label_smoothing: float
     precision: Any
+    skip_below: float
     tokens: int
     classes: int
-    keep_logits: bool  # of one chunk of tokens, from pass one for pass two
+    keeps: bool  # of one chunk of tokens, from pass one for pass two
+    first: int  # tokens of a first chunk, for which they are kept in place:
+    in_place: bool  # where the gradient of w will be
 
 
 def classes_of(head: Head, w: Array) -> int:
@@ -97,6 +100,38 @@ def dot(head: Head, left: Array, right: Array, i: int, j: int) -> Array:
     )
 
 
+def keeps_exp(head: Head) -> bool:
+    """Whether exp(z - max) is kept, in the operands' type; otherwise z itself is."""
+    return head.softcap is None and not head.label_smoothing
+
+
+def kept_type(head: Head, layer: Layer) -> jnp.dtype:
+    return operand_type(layer) if keeps_exp(head) else wide_type(layer)
+
+
+def put(head: Head, kept: Array, tile: Array, start: Index) -> Array:
+    """The tile of the classes from start on, stored in its place.
+
+    `kept` is [at least tokens, classes]; in place of the gradient of a tied w it is
+    [classes, at least tokens], and a tile fills the first part of its classes' memory.
+    """
+    tile = tile.astype(kept.dtype)
+    if not (head.tied and head.in_place):
+        return lax.dynamic_update_slice(kept, tile, (0, start))
+    flat = lax.dynamic_update_slice(
+        kept.reshape(-1), tile.reshape(-1), (start * kept.shape[1],)
+    )
+    return flat.reshape(kept.shape)
+
+
+def take(head: Head, kept: Array, tokens: int, start: Index, width: int) -> Array:
+    """What `put` has stored."""
+    if not (head.tied and head.in_place):
+        return lax.dynamic_slice(kept, (0, start), (tokens, width))
+    places = (start * kept.shape[1],), (tokens * width,)
+    return lax.dynamic_slice(kept.reshape(-1), *places).reshape(tokens, width)
+
+
 def over(
     length: int,
     size: int,
@@ -109,7 +144,7 @@ def over(
     combine(stacked outputs of the whole pieces, output of the rest or None).
     """
     size = min(size, length)
-    whole, rest = divmod(length, max(size, 1))
+    whole, rest = divmod(length, size) if size else (1, 0)
     if whole == 1:
         carry, out = step(carry, 0, size)
         stacked = jax.tree.map(lambda leaf: leaf[None], out)
@@ -140,6 +175,13 @@ def slice_axis(array: Array, start: Index, size: int, axis: int) -> Array:
     if array.shape[axis] == size:
         return array
     return lax.dynamic_slice_in_dim(array, start, size, axis)
+
+
+def set_at(array: Array, piece: Array, start: Index, axis: int) -> Array:
+    """array[start:] = piece."""
+    return lax.dynamic_update_slice_in_dim(
+        array, piece.astype(array.dtype), start, axis
+    )
 
 
 def add_at(array: Array, piece: Array, start: Index, axis: int) -> Array:

@@ -117,6 +117,24 @@ def partition(
     return _partition(top, *shards.sum(here))
 
 
+def partition_and_exp(z: Float[Array, "rows classes"]) -> tuple[Partition, Array]:
+    """The partition of a tile small enough for the cache, and its exp(z - max)."""
+    top = z.max(-1, keepdims=True)
+
+    def on_cpu(z: Array, top: Array) -> tuple[Array, Array, Array]:
+        tail_terms, is_top = lax.optimization_barrier(_terms(z, top))
+        return _exact_sum(tail_terms), _dot_sum(is_top), tail_terms
+
+    def elsewhere(z: Array, top: Array) -> tuple[Array, Array, Array]:
+        tail_terms, is_top = _terms(z, top)
+        return tail_terms.sum(-1), is_top.sum(-1), tail_terms
+
+    *sums, tail_terms = lax.platform_dependent(z, top, cpu=on_cpu, default=elsewhere)
+    at_top = 1 + jnp.where(jnp.isfinite(top), z - top, 0)  # 1, and its derivative
+    e = jnp.where(z == top, at_top, tail_terms * 2.0**-RAISED)
+    return _partition(top, *sums), e
+
+
 def probability(z: Array, p: Partition) -> Array:
     """exp(z - max) / (1 + tail), the rounding of 1 + tail undone in the exponent."""
     total, rounding = two_sum(p.tail, jnp.ones_like(p.tail))

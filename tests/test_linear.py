@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -322,6 +323,57 @@ def test_ragged_micro_batches_add_up_to_the_mean():
     close(total, step(w, 0, 11, None), 1e-6)
 
 
+def test_what_is_kept_where_the_gradient_of_w_will_be():
+    """By default on a CPU, of as many tokens as there are features; then of others."""
+
+    def flat(w, x, labels):
+        return plain(x, w, 0, labels)[0].mean()
+
+    def ours(w, x, labels):
+        return mean_linear_cross_entropy(x, w, labels)
+
+    def tied(w, x, labels):
+        return mean_linear_cross_entropy(x, w.T, labels, tied=True)
+
+    def derivatives(f, w, x, labels):
+        def loss(w, x):
+            return f(w, x, labels)
+
+        value, grads = jax.value_and_grad(loss, (0, 1))(w, x)
+        along = jax.jvp(jax.grad(loss), (w, x), (w[::-1], x))[1]
+        return value, grads, along
+
+    for rows in (7, 3, 12):  # as many as features, fewer, more
+        x, w, _, labels = arrays(3.0, rows=rows, features=7, classes=1031)
+        want, *got = (
+            jax.jit(jax.vmap(partial(derivatives, f), in_axes=(0, None, None)))
+            for f in (flat, ours, tied)
+        )
+        many = jnp.stack([w, 0 * w])  # all equal: every class is a largest one
+        for one in got:
+            close(one(many, x, labels), want(many, x, labels))
+
+
+def test_skipped_tiles_change_the_gradient_by_no_more_than_is_said():
+    x, w, _, labels = arrays(1.0, rows=64, features=16, classes=1031)
+    labels = labels % 100
+    b = jnp.where(jnp.arange(1031) < 200, 0.0, -9.0)
+
+    def mean(limit):
+        def loss(w, b):
+            options = {"b": b, "chunk": (16, 40), "skip_below": limit}
+            return mean_linear_cross_entropy(x, w, labels, **options)
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))(w, b)
+
+    value, (_, db) = mean(0.0)
+    skipped, (_, skipped_db) = mean(1e-4)
+    np.testing.assert_allclose(skipped, value, rtol=1e-6)
+    assert (skipped_db[200:] == 0).all()
+    assert (db[200:] != 0).all()
+    assert jnp.abs(db - skipped_db).max() <= 1e-4
+
+
 def test_only_what_is_differentiated_is_multiplied():
     x, w, _, labels = arrays()
 
@@ -383,3 +435,22 @@ def test_wrong_arguments_are_one_clear_sentence(wrong, message, our_errors):
     for function in (linear_cross_entropy, mean_linear_cross_entropy):
         with pytest.raises((TypeError, ValueError), match=message):
             function(**(right | wrong))
+
+
+def test_skip_below_is_checked(our_errors):
+    x, w, labels = jnp.zeros((4, 2)), jnp.zeros((2, 3)), jnp.zeros(4, int)
+    with pytest.raises(ValueError, match=r"skip_below must be in \[0, 1\), got 1.5"):
+        mean_linear_cross_entropy(x, w, labels, skip_below=1.5)
+    with pytest.raises(ValueError, match="skip_below must be 0 with label_smoothing"):
+        mean_linear_cross_entropy(x, w, labels, skip_below=0.1, label_smoothing=0.1)
+
+
+def test_no_row_at_all():
+    x, w, labels = jnp.zeros((0, 2)), jnp.zeros((2, 3)), jnp.zeros(0, int)
+    run = jax.jit(jax.value_and_grad(mean_linear_cross_entropy, (0, 1)))
+    value, (dx, dw) = run(x, w, labels)
+    assert value == 0
+    assert dx.shape == (0, 2)
+    assert (dw == 0).all()
+    assert linear_cross_entropy(x, w, labels).shape == (0,)
+    assert linear_softmax_summary(x, w, labels).top_ids.shape == (0, 1)

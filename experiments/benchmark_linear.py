@@ -1,0 +1,272 @@
+"""The fused linear loss: value and both gradients of the mean, against its peers.
+
+Every contender has the same float32 x [tokens, features], weights and labels in memory
+and hands out the loss, dx and dw. Memory is what the compiler says it needs beyond
+those; torch has no such figure.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+from matplotlib.figure import Figure
+
+from experiments import report
+from experiments.command import BadInput
+from experiments.measure import Contender, compiled, interleave
+from jax_softmax import mean_linear_cross_entropy
+
+OURS, MATMULS, OPTAX = "jax_softmax", "three matmuls", "optax on logits"
+TORCH, TORCH_CHUNKED = "torch", "torch, chunked"
+TOKAMAX = "tokamax, chunked"
+SHAPES = {
+    "2048x512x32768": (2048, 512, 32768),
+    "1024x768x50257": (1024, 768, 50257),
+    "4096x256x131072": (4096, 256, 131072),
+    "256x1024x262144": (256, 1024, 262144),
+    "growth": (2048, 64, 0),
+}
+QUICK = {"64x16x512": (64, 16, 512)}
+GROWTH = tuple(2**n for n in range(10, 21, 2))
+NEAR = 1e-4  # of the norm
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Time the loss at each shape (tokens x features x classes); write JSON, picture.
+
+    A run adds to the results that are there: peers live in environments of their own.
+    """
+
+    out: Path = Path("experiments/results/linear")
+    """Where linear.json and growth.png go."""
+    shapes: tuple[str, ...] = tuple(SHAPES)
+    """Some of them; "growth" is 2^10 to 2^20 classes with 2048 tokens, 64 features."""
+    seconds: float = 10.0
+    """For all contenders of a shape together, after three rounds."""
+    gigabytes: float = 24.0
+    """Contenders that need more memory than this are not run."""
+    quick: bool = False
+    """One small shape."""
+
+
+def run(settings: Settings) -> None:
+    """Measure, print, save."""
+    unknown = set(settings.shapes) - set(SHAPES)
+    if unknown:
+        raise BadInput(
+            f"There is no shape {sorted(unknown)[0]}: choose of {', '.join(SHAPES)}."
+        )
+    path = settings.out / "linear.json"
+    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    for shape_name, shape in _wanted(settings):
+        row = measured(shape, settings)
+        row |= {"shape": shape_name, "peers": peers(), "tokens": shape[0]}
+        row |= {"features": shape[1], "classes": shape[2]}
+        row["environment"] = report.environment()
+        report.say(_line(row))
+        same = (shape_name, row["classes"], peers())
+        rows = [r for r in rows if (r["shape"], r["classes"], r["peers"]) != same]
+        rows.append(row)
+        settings.out.mkdir(parents=True, exist_ok=True)
+        path.write_text(report.to_json({"rows": rows}))
+    draw([r for r in rows if r["shape"] == "growth"], settings.out / "growth.png")
+    report.say(f"Files: {path}, {settings.out / 'growth.png'}")
+
+
+def peers() -> list[str]:
+    """Those that are installed here; optax always is."""
+    return [name for name in ("torch", "tokamax") if find_spec(name)]
+
+
+def _wanted(settings: Settings) -> Iterator[tuple[str, Shape]]:
+    if settings.quick:
+        yield from QUICK.items()
+        return
+    for name in settings.shapes:
+        tokens, features, classes = SHAPES[name]
+        for count in GROWTH if name == "growth" else (classes,):
+            yield name, (tokens, features, count)
+
+
+def measured(shape: Shape, settings: Settings) -> dict[str, Any]:
+    """Milliseconds and memory of every contender, results compared first."""
+    tokens, features, classes = shape
+    random = np.random.default_rng(0)
+    x = random.standard_normal((tokens, features), np.float32)
+    w = random.standard_normal((features, classes), np.float32)
+    w /= np.float32(features**0.5)
+    labels = random.integers(0, classes, tokens).astype(np.int32)
+    contenders = jax_contenders(x, w, labels)
+    if find_spec("torch"):
+        contenders |= torch_contenders(x, w, labels)
+    values = 2 * (tokens * features + features * classes)  # both arrays, both gradients
+    room = settings.gigabytes * 1e9 - 4 * values
+    logits = 4 * tokens * classes
+    need = {TORCH: 2 * logits, TORCH_CHUNKED: logits}
+    memory = {n: c.temp_bytes for n, c in contenders.items()}
+    fitting = {
+        name: contender
+        for name, contender in contenders.items()
+        if (contender.temp_bytes or need.get(name, 0)) <= room
+    }
+    wrong = disagreeing(fitting)
+    seconds = 0.1 if settings.quick else settings.seconds
+    timings = interleave(fitting, seconds=seconds, least_rounds=3, warm_ups=1)
+    medians = {name: 1e3 * timing.median for name, timing in timings.items()}
+    theirs = {n: t for n, t in medians.items() if n not in (OURS, MATMULS, *wrong)}
+    best = min(theirs, key=lambda name: theirs[name]) if theirs else None
+    return {
+        "milliseconds": medians,
+        "fastest": {n: 1e3 * min(t.seconds) for n, t in timings.items()},
+        "rounds": len(timings[OURS].seconds),
+        "best_peer": best,
+        "to_best_peer": medians[OURS] / theirs[best] if best else None,
+        "to_three_matmuls": medians[OURS] / medians[MATMULS]
+        if MATMULS in medians
+        else None,
+        "temp_bytes": memory,
+        "wrong_by": wrong,
+    }
+
+
+def jax_contenders(
+    x: np.ndarray, w: np.ndarray, labels: np.ndarray
+) -> dict[str, Contender]:
+    losses: dict[str, Callable[..., Array]] = {
+        OURS: mean_linear_cross_entropy,
+        OPTAX: lambda x, w, labels: optax.softmax_cross_entropy_with_integer_labels(
+            x @ w, labels
+        ).mean(),
+    }
+    if find_spec("tokamax"):
+        tokamax: Any = import_module("tokamax")  # a peer, only where it is installed
+        losses[TOKAMAX] = lambda x, w, labels: (
+            tokamax.linear_softmax_cross_entropy_loss(
+                x, labels, w, reduction="mean", implementation="chunked_xla"
+            )
+        )
+    args = jnp.asarray(x), jnp.asarray(w), jnp.asarray(labels)
+    found = {
+        name: compiled(jax.value_and_grad(loss, (0, 1)), *args)
+        for name, loss in losses.items()
+    }
+    return found | {MATMULS: compiled(_three_matmuls, *args)}
+
+
+def _three_matmuls(x: Array, w: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """What a loss on logits cannot do without."""
+    z = lax.optimization_barrier(x @ w)
+    return z[0, labels[0]], z @ w.T, x.T @ z
+
+
+def torch_contenders(
+    x: np.ndarray, w: np.ndarray, labels: np.ndarray
+) -> dict[str, Contender]:
+    torch: Any = import_module("torch")  # a peer, only where it is installed
+    features = torch.tensor(x, requires_grad=True)
+    weights = torch.tensor(w.T.copy(), requires_grad=True)  # its layout
+    ids = torch.tensor(labels, dtype=torch.int64)
+
+    def with_options(options: Any) -> Contender:
+        def value_and_gradients() -> Any:
+            loss = torch.nn.functional.linear_cross_entropy(
+                features, weights, ids, options=options
+            )
+            return loss, torch.autograd.grad(loss, (features, weights))
+
+        return Contender(value_and_gradients)
+
+    return {
+        TORCH: with_options(None),
+        TORCH_CHUNKED: with_options(torch.nn.LinearCrossEntropyOptions()),
+    }
+
+
+def disagreeing(contenders: dict[str, Contender]) -> dict[str, float]:
+    """How far off a loss or gradient is, relative to ours: of those that are not near.
+
+    tokamax counts the zero columns with which it fills up its last block of classes.
+    """
+    mine, found = _numbers(contenders[OURS].run()), {}
+    for name in contenders.keys() - {OURS, MATMULS}:
+        pairs = zip(mine, _numbers(contenders[name].run()), strict=True)
+        apart = max(
+            float(np.linalg.norm(ours - theirs) / np.linalg.norm(ours))
+            for ours, theirs in pairs
+        )
+        if not apart < NEAR:
+            found[name] = apart
+    return found
+
+
+def _numbers(result: Any) -> tuple[np.ndarray, ...]:
+    value, (dx, dw) = result
+    if hasattr(value, "detach"):
+        return value.detach().numpy(), dx.numpy(), dw.numpy().T
+    return np.asarray(value), np.asarray(dx), np.asarray(dw)
+
+
+def _line(row: dict[str, Any]) -> str:
+    times = "  ".join(f"{n} {ms:.0f}" for n, ms in row["milliseconds"].items())
+    megabytes = "  ".join(
+        f"{n} {count / 1e6:.0f}" for n, count in row["temp_bytes"].items() if count
+    )
+    ratios = [
+        f"{row[key]:.2f} x {of}"
+        for key, of in (
+            ("to_best_peer", row["best_peer"]),
+            ("to_three_matmuls", MATMULS),
+        )
+        if row[key]
+    ]
+    size = "x".join(str(row[key]) for key in ("tokens", "features", "classes"))
+    lines = [f"{size}: {', '.join(ratios)}", f"  ms: {times}"]
+    lines.append(f"  temporary MB: {megabytes}")
+    lines += [f"  {n} is wrong by {off:.1e}" for n, off in row["wrong_by"].items()]
+    return "\n".join(lines)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Time and temporary memory by the number of classes, on logarithmic axes."""
+    if not rows:
+        return
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    time, memory = figure.subplots(1, 2)
+    styles = {
+        OURS: "o-",
+        OPTAX: "s--",
+        TOKAMAX: "^-.",
+        TORCH: "v:",
+        TORCH_CHUNKED: "D:",
+    }
+    for name, style in styles.items():
+        for axes, key in ((time, "milliseconds"), (memory, "temp_bytes")):
+            found = sorted(
+                {r["classes"]: r[key][name] for r in rows if r[key].get(name)}.items()
+            )
+            if found:
+                classes, values = zip(*found, strict=True)
+                scaled = np.array(values) / (1e6 if axes is memory else 1e3)
+                axes.plot(classes, scaled, style, label=name)
+    tokens, features = rows[0]["tokens"], rows[0]["features"]
+    for axes, label in (
+        (time, "seconds for loss and both gradients"),
+        (memory, "temporary MB by the compiler"),
+    ):
+        axes.set(xscale="log", yscale="log", xlabel="classes", ylabel=label)
+        axes.set_xscale("log", base=2)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(f"{tokens} tokens, {features} features, float32")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,142 @@
+"""Pass one over the tiles of a linear layer: what is learnt of each row of logits."""
+
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jax_softmax import _linear_tiles as tiles
+from jax_softmax._linear_tiles import Head, Index, Layer
+from jax_softmax._partition import (
+    RAISED,
+    Partition,
+    gap,
+    log1p,
+    log_partition,
+    partition,
+    partition_and_exp,
+    shifted_exp,
+)
+
+T = TypeVar("T")
+
+
+class Rows(NamedTuple):
+    """What pass one learns of each row."""
+
+    part: Partition
+    label: Array  # the label's logit; -inf where no tile held it
+    spread: Array | None  # sum of max - z over the classes that are not ruled out,
+    possible: Array | None  # and their number: for label smoothing only
+
+
+class Losses(NamedTuple):
+    """Per row: -log p of the label, the loss (smoothed) and lse."""
+
+    nll: Array
+    loss: Array
+    lse: Array
+
+
+class Measured(NamedTuple):
+    """Pass one over one chunk of tokens."""
+
+    rows: Rows
+    tops: Array  # [tiles, tokens]: the maximum of each tile
+    kept: Array | None
+
+
+def measure(head: Head, layer: Layer) -> Rows:
+    """Pass one over all tokens: one matmul."""
+
+    def chunk(carry: None, start: Index, size: int) -> tuple[None, Rows]:
+        return carry, measured(head, tiles.piece_of(layer, start, size), None).rows
+
+    return tiles.over(layer.x.shape[0], head.tokens, chunk, None, tiles.end_to_end)[1]
+
+
+def losses(head: Head, layer: Layer, rows: Rows) -> Losses:
+    """Sums of non-negative terms. An unknown label is NaN, a dropped row 0."""
+    total = log1p(rows.part.tail)
+    nll = gap(rows.label, rows.part.max) + total
+    nll = jnp.where(layer.known, nll, jnp.nan)
+    loss = nll
+    if rows.spread is not None and rows.possible is not None:
+        s = head.label_smoothing
+        loss = (1 - s) * nll + s * (rows.spread / rows.possible + total)
+    found = Losses(nll, loss, log_partition(rows.part))
+    if layer.keep is None:
+        return found
+    return Losses(*(jnp.where(layer.keep, leaf, 0) for leaf in found))
+
+
+def measured(head: Head, layer: Layer, kept: Array | None) -> Measured:
+    """Pass one over one chunk of tokens; what pass two needs again goes to `kept`."""
+
+    def tile(kept: Array | None, start: Index, width: int):
+        z = tiles.logits(head, layer, start, width)
+        if kept is None:
+            return kept, rows_of_tile(head, layer, z, partition(z), start)
+        part, e = partition_and_exp(z)
+        kept = tiles.put(head, kept, e if tiles.keeps_exp(head) else z, start)
+        return kept, rows_of_tile(head, layer, z, part, start)
+
+    def combined(whole: Rows, rest: Rows | None) -> tuple[Rows, Array]:
+        tiled = stacked(whole, rest)
+        return merged_rows(tiled), tiled.part.max
+
+    classes = tiles.classes_of(head, layer.w)
+    kept, (rows, tops) = tiles.over(classes, head.classes, tile, kept, combined)
+    return Measured(rows, tops, kept)
+
+
+def rows_of_tile(
+    head: Head, layer: Layer, z: Array, part: Partition, start: Index
+) -> Rows:
+    """What the logits of the classes from start on tell of each row."""
+    column = layer.labels - start
+    held = (column >= 0) & (column < z.shape[1])
+    label = jnp.take_along_axis(z, jnp.where(held, column, 0)[:, None], axis=1)
+    label = jnp.where(held, label[:, 0], -jnp.inf)
+    if not head.label_smoothing:
+        return Rows(part, label, None, None)
+    possible = z > -jnp.inf
+    distance = jnp.where(possible, gap(z, part.max[:, None]), 0)
+    return Rows(part, label, distance.sum(-1), possible.sum(-1).astype(z.dtype))
+
+
+def stacked(whole: T, rest: T | None) -> T:
+    """The tile that was left over, behind those of one size."""
+    if rest is None:
+        return whole
+    return jax.tree.map(
+        lambda a, b: jnp.concatenate((a, b[None])),
+        whole,
+        rest,
+    )
+
+
+def merged_rows(tiled: Rows) -> Rows:
+    """What all tiles, along the leading axis, tell of each row."""
+    part = _merged(tiled.part)
+    spread = possible = None
+    if tiled.spread is not None and tiled.possible is not None:
+        lower = jnp.where(tiled.possible > 0, gap(tiled.part.max, part.max), 0)
+        spread = (tiled.spread + tiled.possible * lower).sum(0)
+        possible = tiled.possible.sum(0)
+    return Rows(part, tiled.label.max(0), spread, possible)
+
+
+def _merged(parts: Partition) -> Partition:
+    """`merge` over the leading axis, with one exponential for each partition."""
+    top = parts.max.max(0)
+    scaled = shifted_exp(parts.max, top, raised=RAISED)
+    scaled = jnp.where(parts.max == -jnp.inf, 0, scaled)
+    place = lax.broadcasted_iota(jnp.int32, parts.max.shape, 0)
+    leads = jnp.where(place == parts.max.argmax(0), 2.0**RAISED, 0).astype(top.dtype)
+    terms = (parts.tail * scaled + (scaled - leads)) * 2.0**-RAISED
+    while (count := terms.shape[0]) > 1:  # by pairs: log2(n) roundings, not n
+        pairs = terms[: count // 2] + terms[count // 2 : count // 2 * 2]
+        terms = jnp.concatenate((pairs, terms[count // 2 * 2 :]))
+    return Partition(top, terms[0])
