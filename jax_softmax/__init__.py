@@ -23,7 +23,18 @@ And any gradient beside the one on paper:
 """
 
 from jax_softmax import closed_form as closed_form
+from jax_softmax._calibration import TemperatureScaling as TemperatureScaling
+from jax_softmax._calibration import VectorScaling as VectorScaling
+from jax_softmax._calibration import temperature_scaling as temperature_scaling
+from jax_softmax._calibration import vector_scaling as vector_scaling
 from jax_softmax._compare import compare_gradients as compare_gradients
+from jax_softmax._conformal import adaptive_scores as adaptive_scores
+from jax_softmax._conformal import conformal_threshold as conformal_threshold
+from jax_softmax._decisions import confusion_matrix as confusion_matrix
+from jax_softmax._decisions import decision_costs as decision_costs
+from jax_softmax._decisions import expected_costs as expected_costs
+from jax_softmax._decisions import least_cost_decision as least_cost_decision
+from jax_softmax._decisions import top_k_accuracy as top_k_accuracy
 from jax_softmax._distributions import Logits as Logits
 from jax_softmax._distributions import Probs as Probs
 from jax_softmax._divergences import cross_entropy_between as cross_entropy_between
@@ -51,6 +62,14 @@ from jax_softmax._reductions import log_softmax as log_softmax
 from jax_softmax._reductions import logsumexp as logsumexp
 from jax_softmax._reductions import softmax as softmax
 from jax_softmax._regression import SoftmaxRegression as SoftmaxRegression
+from jax_softmax._reliability import BrierParts as BrierParts
+from jax_softmax._reliability import Reliability as Reliability
+from jax_softmax._reliability import brier_decomposition as brier_decomposition
+from jax_softmax._reliability import brier_score as brier_score
+from jax_softmax._reliability import (
+    expected_calibration_error as expected_calibration_error,
+)
+from jax_softmax._reliability import reliability as reliability
 from jax_softmax._solve import Certificate as Certificate
 from jax_softmax._solve import Solution as Solution
 from jax_softmax._solve import solve as solve

@@ -75,7 +75,7 @@ def cross_entropy(
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
     shards = checks.shards(axis_name, logits.shape[-1], classes)
-    z, keep = _kept_rows(logits, where)
+    z, keep = kept_rows(logits, where)
     z = shards.ruled(z)
     loss = nll_and_grad(z, jnp.where(keep, labels, 0), shards)[0]
     if label_smoothing:
@@ -122,7 +122,7 @@ def cross_entropy_with_probs(
     logits = checks.scores("logits", logits)
     probs = checks.scores("probs", probs)
     checks.same_shape("probs", probs, logits.shape)
-    z, keep = _kept_rows(logits, where)
+    z, keep = kept_rows(logits, where)
     targets = jnp.where(keep[..., None], probs.astype(z.dtype), 0)
     loss = _soft_nll(z, targets, checks.shards(axis_name, z.shape[-1], None))
     return jnp.where(keep, loss, 0)
@@ -263,11 +263,19 @@ def at_label(
     return jnp.where(column < 0, 0, found[..., 0])
 
 
+def known_label(
+    labels: Integer[Array, "*batch"], classes: int
+) -> tuple[Bool[Array, "*batch"], Int[Array, "*batch"]]:
+    """Which labels name a class, and a column that is safe to read for every row."""
+    known = (labels >= 0) & (labels < classes)
+    return known, jnp.where(known, labels, 0).astype(jnp.int32)
+
+
 def _is(column: Array, z: Array) -> Array:
     return jnp.arange(z.shape[-1], dtype=column.dtype) == column[..., None]
 
 
-def _kept_rows(logits: Array, where: ArrayLike | None) -> tuple[Array, Array]:
+def kept_rows(logits: Array, where: ArrayLike | None) -> tuple[Array, Array]:
     """Dropped rows become zeros before anything is computed from them."""
     keep = checks.row_mask("where", where, logits.shape[:-1])
     z = logits.astype(checks.accumulation_dtype(logits))

@@ -162,3 +162,46 @@ def ulp_error(got, want: Exact, scale=None) -> np.ndarray:
     error = np.abs((got.astype(np.float64) - want.high) - want.low) / unit
     flushed = (np.abs(want.high) < float(kind.tiny)) & (got == 0)
     return np.where(flushed, 0, error)
+
+
+def temperature(logits, labels) -> float:
+    """Where the mean cross-entropy of logits / T has no slope, by bisection."""
+    z, y = np.asarray(logits, np.float64), np.asarray(labels)
+    above = z - np.take_along_axis(z, y[:, None], -1)
+    low, high = -400.0, 400.0  # log of the inverse temperature
+    for _ in range(200):
+        middle = (low + high) / 2
+        scaled = np.exp(middle) * above
+        p = np.exp(scaled - scaled.max(-1, keepdims=True))
+        slope = (p / p.sum(-1, keepdims=True) * above).sum(-1).mean()
+        low, high = (middle, high) if slope < 0 else (low, middle)
+    return float(np.exp(-low))
+
+
+def vector_scaling_gradient(logits, labels, w, b, *, l2):
+    """Of mean cross-entropy of w z + b, plus l2 / 2 (|w - 1|^2 + |b|^2)."""
+    z, w, b = (np.asarray(a, np.float64) for a in (logits, w, b))
+    scaled = w * z + b
+    p = np.exp(scaled - scaled.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    residual = (p - np.eye(z.shape[1])[labels]) / len(z)
+    return (residual * z).sum(0) + l2 * (w - 1), residual.sum(0) + l2 * b
+
+
+def brier_parts(probs, labels, bins):
+    """Reliability, resolution, uncertainty and within, row by row and bin by bin."""
+    parts = np.zeros(4)
+    for j in range(probs.shape[1]):
+        p, y = probs[:, j].astype(np.float64), (labels == j).astype(np.float64)
+        overall = y.mean()
+        parts[2] += overall * (1 - overall)
+        edges = np.linspace(0, 1, bins + 1)
+        index = np.searchsorted(edges[1:-1], p)
+        for b in np.unique(index):
+            here = index == b
+            p_b, y_b, share = p[here].mean(), y[here].mean(), here.mean()
+            beyond = p[here] - p_b
+            parts[0] += share * (p_b - y_b) ** 2
+            parts[1] += share * (y_b - overall) ** 2
+            parts[3] += share * (beyond**2 - 2 * beyond * (y[here] - y_b)).mean()
+    return parts

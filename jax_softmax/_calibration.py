@@ -1,0 +1,314 @@
+"""Probabilities that mean what they say: logits rescaled on held-out data.
+
+Both problems are convex and solved to the optimum by Newton's method in the compiled
+program, so that a scaling can be fitted under jit, and under vmap for many models.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Integer
+
+from jax_softmax import _checks as checks
+from jax_softmax._losses import (
+    at_label,
+    kept_rows,
+    known_label,
+    mean_loss,
+    nll_and_grad,
+)
+from jax_softmax._reductions import softmax
+
+LOG_RANGE = 80.0  # of the inverse temperature, whose exp then fits in a float32
+SEARCH_STEPS = 100
+TRIALS = 100
+
+
+class TemperatureScaling(NamedTuple):
+    """Logits divided by one temperature: z / T.
+
+    >>> scaling = TemperatureScaling(jnp.array(2.0))
+    >>> print(scaling.logits(jnp.array([3.0, 1.0])))
+    [1.5 0.5]
+    """
+
+    temperature: Float[Array, ""]
+
+    def logits(
+        self, logits: Float[ArrayLike, "*batch classes"]
+    ) -> Float[Array, "*batch classes"]:
+        """The rescaled logits; at T = 0 their limit: 0 for the largest, -inf elsewhere.
+
+        A class that is ruled out (-inf) remains so, also at T = inf.
+        """
+        z = _wide(logits)
+        certain = self.temperature == 0
+        scaled = z / jnp.where(certain, 1, self.temperature)
+        limit = jnp.where(z == z.max(-1, keepdims=True), 0, -jnp.inf)
+        return jnp.where(certain, limit, jnp.where(jnp.isinf(z), z, scaled))
+
+
+@jax.jit
+def temperature_scaling(
+    logits: Float[ArrayLike, "*batch classes"],
+    labels: Integer[ArrayLike, "*batch"],
+    *,
+    where: Bool[ArrayLike, "*batch"] | None = None,
+) -> TemperatureScaling:
+    """The temperature T at which softmax(logits / T) fits held-out labels best.
+
+    The mean cross-entropy is convex in s = 1 / T. At its minimum the label's logit is
+    on average what the model expects it to be:
+
+        d loss / d s = mean(<softmax(s z), z> - z[y]) = 0
+
+    Newton's method in log(s), kept in a bracket that is halved where a step would leave
+    it or be slow. No row's most likely class changes, and so no accuracy. (Guo et al.,
+    "On calibration of modern neural networks", 2017.)
+
+    Args:
+        logits: of rows that the model was not trained on; -inf rules a class out.
+        labels: in [0, classes). Any other id in a kept row makes T NaN, as does a label
+            that is ruled out, or a NaN.
+        where: rows to keep. No row kept makes T NaN.
+
+    Returns:
+        T, in at least float32, to the rounding of that mean. Without an optimum T is
+        its limit: 0 where every label has its row's largest logit, so that more
+        certainty always fits better; inf where the logits are no help, so that equal
+        probabilities fit best. Its derivative in the logits is the optimum's.
+
+    Raises:
+        TypeError: logits are not floating point, or labels not integers.
+        ValueError: labels or where are not shaped like the rows of logits.
+
+    >>> logits = jnp.array([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [0.0, 4.0]])
+    >>> scaling = temperature_scaling(logits, jnp.array([0, 0, 1, 1]))
+    >>> print(f"{scaling.temperature:.4f}", softmax(scaling.logits(logits[0])))
+    3.6410 [0.75 0.25]
+    >>> print(temperature_scaling(logits, jnp.array([0, 0, 0, 1])).temperature)
+    0.0
+    """
+    z, labels, keep = _held_out(logits, labels, where)
+    known, column = known_label(labels, z.shape[-1])
+    own = at_label(z, column)[..., None]
+    above = jnp.where(z == own, 0, z - own)
+    possible = (own > -jnp.inf)[..., 0] & (above < jnp.inf).all(-1)
+    sound = keep.any() & (known & possible | ~keep).all()
+    scale = jnp.max(jnp.abs(jnp.where(above > -jnp.inf, above, 0)), initial=0)
+    scale = lax.stop_gradient(jnp.where(scale > 0, scale, 1))
+    above = above / scale
+    fixed = lax.stop_gradient(above)
+
+    def unfinished(search: _Search) -> Array:
+        # Near the root steps square: after this one, one more is below rounding.
+        rounding = jnp.sqrt(jnp.finfo(z.dtype).eps)
+        return (jnp.abs(search.move) > rounding) & (search.steps < SEARCH_STEPS)
+
+    def step(search: _Search) -> _Search:
+        s = jnp.exp(search.at)
+        slope, curvature = _slope_and_curvature(fixed, s, keep)
+        low = jnp.where(slope <= 0, search.at, search.low)
+        high = jnp.where(slope >= 0, search.at, search.high)
+        at = search.at - slope / (s * curvature)
+        quick = jnp.abs(at - search.at) < jnp.abs(search.move) / 2
+        at = jnp.where((at > low) & (at < high) & quick, at, (low + high) / 2)
+        return _Search(at, low, high, at - search.at, search.steps + 1)
+
+    end = jnp.asarray(LOG_RANGE, z.dtype)
+    at = jnp.clip(jnp.log(scale), -end, end)  # T = 1
+    start = _Search(at, -end, end, 2 * end, jnp.int32(0))
+    s = jnp.exp(lax.while_loop(unfinished, step, start).at)
+
+    ruled_in = fixed > -jnp.inf
+    average = jnp.mean(fixed, axis=-1, where=ruled_in)  # as equal probabilities have it
+    useless = mean_loss(average, keep) >= 0
+    separable = (fixed.max(-1) <= 0).all()
+    slope, curvature = _slope_and_curvature(above, s, keep)
+    curvature = lax.stop_gradient(curvature)
+    usual = ~useless & ~separable & (curvature > 0)
+    s = s - jnp.where(usual, slope / jnp.where(usual, curvature, 1), 0)
+    temperature = jnp.where(useless, jnp.inf, jnp.where(separable, 0, scale / s))
+    return TemperatureScaling(jnp.where(sound, temperature, jnp.nan))
+
+
+class VectorScaling(NamedTuple):
+    """Logits rescaled class by class: w z + b.
+
+    >>> scaling = VectorScaling(jnp.array([1.0, 2.0]), jnp.array([0.0, 1.0]))
+    >>> print(scaling.logits(jnp.array([[1.0, 1.0], [1.0, -jnp.inf]])))
+    [[ 1.   3.]
+     [ 1. -inf]]
+    """
+
+    w: Float[Array, " classes"]
+    b: Float[Array, " classes"]
+
+    def logits(
+        self, logits: Float[ArrayLike, "*batch classes"]
+    ) -> Float[Array, "*batch classes"]:
+        """The rescaled logits. A class that is ruled out (-inf) remains so."""
+        z = _wide(logits)
+        checks.same_shape("w", self.w, z.shape[-1:])
+        possible = z != -jnp.inf
+        return jnp.where(possible, self.w * jnp.where(possible, z, 0) + self.b, z)
+
+
+@partial(jax.jit, static_argnames="l2")
+def vector_scaling(
+    logits: Float[ArrayLike, "*batch classes"],
+    labels: Integer[ArrayLike, "*batch"],
+    *,
+    where: Bool[ArrayLike, "*batch"] | None = None,
+    l2: float = 1e-4,
+) -> VectorScaling:
+    """A factor and an offset for each class that fit held-out labels best.
+
+        mean of cross_entropy(w z + b, labels) + l2 / 2 (|w - 1|^2 + |b|^2)
+
+    Newton's method from temperature scaling's optimum, each step halved until the
+    objective falls. (Guo et al., 2017, without the penalty.)
+
+    Args:
+        logits: of rows that the model was not trained on; -inf rules a class out.
+        labels: in [0, classes). Any other id in a kept row makes the result NaN, as
+            does a label that is ruled out, or a NaN.
+        where: rows to keep. With none the result is w = 1, b = 0.
+        l2: the pull towards leaving the logits alone. It makes the optimum unique
+            (adding one number to all of b changes nothing), and finite where the rows
+            are separable.
+
+    Returns:
+        The optimum, to the rounding of its gradient; NaN where rounding kept it out of
+        reach. Its derivative in the logits is the optimum's.
+
+    Raises:
+        TypeError: logits are not floating point, or labels not integers.
+        ValueError: labels or where are not shaped like the rows of logits, or l2 is not
+            above 0.
+
+    >>> logits = jnp.array([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+    >>> scaling = vector_scaling(logits, jnp.array([0, 0, 1, 1]))
+    >>> print(f"{softmax(scaling.logits(logits[0]))[0]:.3f}")
+    0.667
+    """
+    if not l2 > 0:
+        raise ValueError(f"l2 must be above 0, got {l2}")
+    z, labels, keep = _held_out(logits, labels, where)
+    classes = z.shape[-1]
+    rows, labels, keep = z.reshape(-1, classes), labels.reshape(-1), keep.reshape(-1)
+    shards = checks.shards(None, classes, None)
+    share = keep.astype(z.dtype) / jnp.maximum(keep.sum(), 1).astype(z.dtype)
+    is_factor = jnp.arange(2 * classes) < classes
+    origin = jnp.where(is_factor, 1, 0).astype(z.dtype)
+
+    def newton_step(theta: Array, rows: Array) -> tuple[Array, Array, Array]:
+        """The objective, H^-1 g and g H^-1 g."""
+        scaled = VectorScaling(*jnp.split(theta, 2)).logits(rows)
+        nll, residual = nll_and_grad(scaled, labels, shards)
+        residual = jnp.where(keep[:, None], residual, 0)
+        x = jnp.where(rows == -jnp.inf, 0, rows)
+        away = theta - origin
+        value = mean_loss(nll, keep) + l2 / 2 * jnp.square(away).sum()
+        slopes = _product(share, residual * x), _product(share, residual)
+        gradient = jnp.concatenate(slopes) + l2 * away
+        hessian = lax.stop_gradient(_hessian(residual, x, share, labels))
+        hessian += l2 * jnp.eye(2 * classes, dtype=z.dtype)
+        unit = 1 / jnp.sqrt(jnp.diag(hessian))  # in which H has a diagonal of ones
+        step = jnp.linalg.solve(unit[:, None] * hessian * unit, unit * gradient) * unit
+        return value, step, jnp.vdot(gradient, step)
+
+    def far(descent: _Descent) -> Array:
+        """Whether the fall to come, about half the decrement, shows in the value."""
+        return descent.decrement > jnp.finfo(z.dtype).eps * descent.value
+
+    def unfinished(descent: _Descent) -> Array:
+        return far(descent) & (descent.trials < TRIALS)
+
+    def attempt(descent: _Descent) -> _Descent:
+        theta = descent.theta - descent.size * descent.step
+        value, step, decrement = newton_step(theta, fixed)
+        hidden = 16 * jnp.finfo(z.dtype).eps * descent.value
+        nearer = (value <= descent.value + hidden) & (decrement < descent.decrement)
+        trials = descent.trials + 1
+        there = _Descent(theta, value, step, decrement, jnp.ones_like(value), trials)
+        here = descent._replace(size=descent.size / 2, trials=trials)
+        accepted = (value < descent.value) | nearer
+        return jax.tree.map(partial(jnp.where, accepted), there, here)
+
+    fixed = lax.stop_gradient(rows)
+    temperature = temperature_scaling(fixed, labels, where=keep).temperature
+    # Where the logits are that small, the penalty holds w near 1 anyway.
+    factor = jnp.where(temperature > l2, 1 / temperature, 1)
+    start = jnp.where(is_factor, factor, 0)
+    most = jnp.asarray(jnp.finfo(z.dtype).max / 2)
+    begin = _Descent(start, most, 0 * start, jnp.inf * most, 0 * most + 1, jnp.int32(0))
+    found = lax.while_loop(unfinished, attempt, begin)
+    # One more, whole step: beyond the objective's rounding, and for the derivative.
+    theta = found.theta - newton_step(found.theta, rows)[1]
+    return VectorScaling(*jnp.split(jnp.where(far(found), jnp.nan, theta), 2))
+
+
+_product = partial(jnp.matmul, precision="highest")
+
+
+class _Search(NamedTuple):
+    at: Array  # log(s)
+    low: Array
+    high: Array
+    move: Array
+    steps: Array
+
+
+class _Descent(NamedTuple):
+    theta: Array  # the best so far
+    value: Array
+    step: Array
+    decrement: Array
+    size: Array  # of the step, for the next trial
+    trials: Array
+
+
+def _hessian(residual: Array, x: Array, share: Array, labels: Array) -> Array:
+    """X^T (diag(p) - p p^T) X over the rows; p (1 - p) in one piece on the diagonal."""
+    classes = x.shape[-1]
+    p = residual + jax.nn.one_hot(labels, classes, dtype=x.dtype)
+    spread = jnp.abs(residual) * (1 - jnp.abs(residual))
+
+    def block(u: Array, v: Array) -> Array:
+        own = jnp.diag(_product(share, spread * u * v))
+        across = _product((share[:, None] * p * u).T, p * v)
+        return jnp.where(jnp.eye(classes, dtype=bool), own, -across)
+
+    one = jnp.ones_like(x)
+    mixed = block(x, one)
+    return jnp.block([[block(x, x), mixed], [mixed.T, block(one, one)]])
+
+
+def _slope_and_curvature(above: Array, s: Array, keep: Array) -> tuple[Array, Array]:
+    """Derivatives in s of the mean loss at logits s z, from z less the label's."""
+    possible = above > -jnp.inf
+    above = jnp.where(possible, above, 0)
+    p = softmax(jnp.where(possible, s * above, -jnp.inf))
+    mean = (p * above).sum(-1)
+    spread = (p * jnp.square(above - mean[..., None])).sum(-1)
+    return mean_loss(mean, keep), mean_loss(spread, keep)
+
+
+def _wide(logits: ArrayLike) -> Array:
+    z = checks.scores("logits", logits)
+    return z.astype(checks.accumulation_dtype(z))
+
+
+def _held_out(
+    logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None
+) -> tuple[Array, Array, Array]:
+    """Dropped rows are made harmless, and their labels known."""
+    logits = checks.scores("logits", logits)
+    labels = checks.class_ids("labels", labels, logits.shape[:-1])
+    z, keep = kept_rows(logits, where)
+    return z, jnp.where(keep, labels, 0), keep

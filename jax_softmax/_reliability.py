@@ -1,0 +1,238 @@
+"""How good predicted probabilities were, now that the labels are known.
+
+Means are over all kept rows of all batch axes. No row kept makes them NaN, as does a
+kept row with a NaN or with a label outside [0, classes).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Integer
+
+from jax_softmax import _checks as checks
+from jax_softmax._losses import kept_rows, known_label
+
+
+class Reliability(NamedTuple):
+    """What a reliability diagram shows, bin by bin. An empty bin is all 0."""
+
+    rows: Float[Array, " bins"]  # how many
+    confidence: Float[Array, " bins"]  # their mean probability of the likeliest class
+    accuracy: Float[Array, " bins"]  # how often that was the label
+
+
+def reliability(
+    probs: Float[ArrayLike, "*batch classes"],
+    labels: Integer[ArrayLike, "*batch"],
+    *,
+    bins: int = 15,
+    equal_mass: bool = False,
+    where: Bool[ArrayLike, "*batch"] | None = None,
+) -> Reliability:
+    """Rows sorted into bins by the probability of their most likely class.
+
+    Args:
+        probs: probabilities, as softmax gives them.
+        labels: in [0, classes).
+        bins: how many. They are open below and closed above.
+        equal_mass: bins of equally many rows, but for equal probabilities, which stay
+            together; otherwise bins of equal width on [0, 1].
+        where: rows to keep.
+
+    Raises:
+        TypeError: probs are not floating point, or labels not integers.
+        ValueError: labels or where are not shaped like the rows of probs, or bins < 1.
+
+    >>> probs = jnp.array([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8], [0.6, 0.4]])
+    >>> found = reliability(probs, jnp.array([0, 0, 1, 0]), bins=4)
+    >>> print(found.rows, found.accuracy)
+    [0. 0. 2. 2.] [0.  0.  0.5 1. ]
+    """
+    rows = scored_rows("probs", probs, labels, where)
+    confidence = rows.scores.max(-1)
+    hit = (rows.scores.argmax(-1) == rows.labels).astype(confidence.dtype)
+    index = _bin_of(confidence, rows.keep, bins, equal_mass=equal_mass)
+    count, *sums = (
+        jax.ops.segment_sum(rows.weight * value, index, bins)
+        for value in (jnp.ones_like(hit), confidence, hit)
+    )
+    filled = jnp.where(count == 0, 1, count)
+    return Reliability(count, *(total / filled for total in sums))
+
+
+def expected_calibration_error(
+    probs: Float[ArrayLike, "*batch classes"],
+    labels: Integer[ArrayLike, "*batch"],
+    *,
+    bins: int = 15,
+    equal_mass: bool = False,
+    where: Bool[ArrayLike, "*batch"] | None = None,
+) -> Float[Array, ""]:
+    """The mean distance of confidence from accuracy, over the bins of `reliability`.
+
+        ECE = sum_b n_b / n |accuracy_b - confidence_b|
+
+    It is biased. Upwards, because the noise of a bin's accuracy a counts as error: a
+    perfectly calibrated model scores about sum_b sqrt(2 n_b a (1 - a) / pi) / n, which
+    falls like sqrt(bins / n) and is not 0. Downwards, because over- and underconfidence
+    cancel within a bin. So compare models on the same rows with the same bins only, and
+    with what calibrated probabilities would score there. (Naeini, Cooper & Hauskrecht,
+    2015; Kumar, Liang & Ma, "Verified uncertainty calibration", 2019.)
+
+    Args:
+        probs: probabilities, as softmax gives them.
+        labels: in [0, classes).
+        bins: how many.
+        equal_mass: bins of equally many rows, whose noise is even, instead of bins of
+            equal width on [0, 1]. It has both biases too.
+        where: rows to keep.
+
+    Raises:
+        TypeError: probs are not floating point, or labels not integers.
+        ValueError: labels or where are not shaped like the rows of probs, or bins < 1.
+
+    >>> probs, labels = jnp.array([[0.75, 0.25], [0.75, 0.25]]), jnp.array([0, 1])
+    >>> print(expected_calibration_error(probs, labels))
+    0.25
+    """
+    found = reliability(probs, labels, bins=bins, equal_mass=equal_mass, where=where)
+    gaps = found.rows * jnp.abs(found.accuracy - found.confidence)
+    return gaps.sum() / found.rows.sum()
+
+
+def brier_score(
+    probs: Float[ArrayLike, "*batch classes"], labels: Integer[ArrayLike, "*batch"]
+) -> Float[Array, "*batch"]:
+    """The squared distance of the probabilities from the label's one-hot, per row.
+
+        sum_j (p_j - [j = y])^2,   between 0 and 2
+
+    Args:
+        probs: probabilities, as softmax gives them.
+        labels: in [0, classes). Any other id gives NaN.
+
+    Returns:
+        One score per row, in at least float32. Average with mean_loss. (Brier, 1950.)
+
+    Raises:
+        TypeError: probs are not floating point, or labels not integers.
+        ValueError: labels are not shaped like the rows of probs.
+
+    >>> print(brier_score(jnp.array([[0.5, 0.5], [1.0, 0.0]]), jnp.array([0, 0])))
+    [0.5 0. ]
+    """
+    probs = checks.scores("probs", probs)
+    labels = checks.class_ids("labels", labels, probs.shape[:-1])
+    p = probs.astype(checks.accumulation_dtype(probs))
+    known, column = known_label(labels, p.shape[-1])
+    score = jnp.square(p - jax.nn.one_hot(column, p.shape[-1], dtype=p.dtype)).sum(-1)
+    return jnp.where(known, score, jnp.nan)
+
+
+class BrierParts(NamedTuple):
+    """Mean Brier score = reliability - resolution + uncertainty + within."""
+
+    reliability: Float[Array, ""]  # the bins' mean probabilities from their frequencies
+    resolution: Float[Array, ""]  # the bins' frequencies from the class's overall one
+    uncertainty: Float[Array, ""]  # the score of always predicting the overall ones
+    within: Float[Array, ""]  # what the probabilities say beyond their bin's mean
+
+
+def brier_decomposition(
+    probs: Float[ArrayLike, "*batch classes"],
+    labels: Integer[ArrayLike, "*batch"],
+    *,
+    bins: int = 15,
+    where: Bool[ArrayLike, "*batch"] | None = None,
+) -> BrierParts:
+    """The mean Brier score in parts that say where it comes from.
+
+    For each class, rows are sorted into bins of equal width by its probability p, with
+    y = 1 where it is the label. With means p_b and y_b in bin b, and y_all overall:
+
+        reliability = sum_b n_b / n (p_b - y_b)^2       0 when calibrated
+        resolution  = sum_b n_b / n (y_b - y_all)^2     high when decisive
+        uncertainty = y_all (1 - y_all)                 of the labels alone
+        within      = mean of (p - p_b)^2 - 2 (p - p_b) (y - y_b)
+
+    and the parts are summed over the classes. (Murphy, 1973; within is what Stephenson,
+    Coelho & Jolliffe, 2008, add so that the sum is exact for any bins.)
+
+    Args:
+        probs: probabilities, as softmax gives them.
+        labels: in [0, classes).
+        bins: how many for each class.
+        where: rows to keep.
+
+    Raises:
+        TypeError: probs are not floating point, or labels not integers.
+        ValueError: labels or where are not shaped like the rows of probs, or bins < 1.
+
+    >>> probs, labels = jnp.array([[0.75, 0.25], [0.75, 0.25]]), jnp.array([0, 1])
+    >>> print(*brier_decomposition(probs, labels), brier_score(probs, labels).mean())
+    0.125 0.0 0.5 0.0 0.625
+    """
+    rows = scored_rows("probs", probs, labels, where)
+    weight = rows.weight / rows.weight.sum()
+
+    def parts(p: Array, y: Array) -> BrierParts:
+        index = _bin_of(p, rows.keep, bins, equal_mass=False)
+        mass, *sums = (
+            jax.ops.segment_sum(weight * value, index, bins)
+            for value in (jnp.ones_like(p), p, y)
+        )
+        forecast, frequency = (s / jnp.where(mass == 0, 1, mass) for s in sums)
+        overall = (weight * y).sum()
+        beyond = p - forecast[index]
+        within = jnp.square(beyond) - 2 * beyond * (y - frequency[index])
+        return BrierParts(
+            (mass * jnp.square(forecast - frequency)).sum(),
+            (mass * jnp.square(frequency - overall)).sum(),
+            overall * (1 - overall),
+            (weight * within).sum(),
+        )
+
+    p = rows.scores
+    y = jax.nn.one_hot(rows.labels, p.shape[-1], dtype=p.dtype)
+    return BrierParts(*(part.sum() for part in jax.vmap(parts, in_axes=1)(p, y)))
+
+
+class ScoredRows(NamedTuple):
+    """All batch axes as one, in at least float32, dropped rows made harmless."""
+
+    scores: Float[Array, "rows classes"]
+    labels: Integer[Array, " rows"]
+    keep: Bool[Array, " rows"]
+    weight: Float[Array, " rows"]  # 1 where kept; all NaN if a kept row is unsound
+
+
+def scored_rows(
+    name: str, scores: ArrayLike, labels: ArrayLike, where: ArrayLike | None
+) -> ScoredRows:
+    """The rows that a mean is taken over."""
+    array = checks.scores(name, scores)
+    batch, classes = array.shape[:-1], array.shape[-1]
+    labels = checks.class_ids("labels", labels, batch).reshape(-1)
+    x, keep = kept_rows(array, where)
+    x, keep = x.reshape(-1, classes), keep.reshape(-1)
+    known, column = known_label(labels, classes)
+    sound = (known & ~jnp.isnan(x).any(-1) | ~keep).all()
+    weight = jnp.where(sound, keep.astype(x.dtype), jnp.nan)
+    return ScoredRows(x, column, keep, weight)
+
+
+def _bin_of(value: Array, keep: Array, bins: int, *, equal_mass: bool) -> Array:
+    """Which bin each value in [0, 1] is in."""
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    if not equal_mass:
+        index = jnp.ceil(value * bins).astype(jnp.int32) - 1
+        return jnp.clip(index, 0, bins - 1)
+    less = jnp.searchsorted(jnp.sort(jnp.where(keep, value, jnp.inf)), value)
+    whole, rest = jnp.divmod(keep.sum(), bins)
+    b = jnp.arange(1, bins)
+    first = b * whole + (b * rest + bins - 1) // bins  # ceil(b n / bins), no overflow
+    return jnp.searchsorted(first, less, side="right")
