@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -102,6 +103,21 @@ def parse(
     if default is None:
         return tyro.cli(settings, args=arguments, prog=name)
     return tyro.cli(settings, args=arguments, prog=name, default=default)
+
+
+def make_folder(out: Path) -> None:
+    """The folder for an experiment's files, made if need be.
+
+    Raises:
+        BadInput: it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"The output folder {out} cannot be written ({error.strerror}): "
+            "choose another --out."
+        ) from None
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -197,7 +197,7 @@ def train(settings: Train) -> None:
             report.say(f"Final: {_line(metrics[-1])}")
         report.say(gradient_gap(model, images[: settings.batch_size], labels))
         clock.lap("gradient beside the closed form")
-        _draw(out, metrics, model, dataset)
+        report.say(_draw(out, metrics, model, dataset))
         clock.lap("pictures")
         with run_folder.replacing(out / "times.json") as file:
             file.write_text(report.to_json(_times(clock)))
@@ -418,13 +418,14 @@ def _draw(
     metrics: Sequence[dict[str, Any]],
     model: SoftmaxRegression,
     dataset: data.Dataset,
-) -> None:
-    from experiments import pictures
+) -> str:
+    """The pictures; and how well calibrated the model is, in a sentence."""
+    from experiments import calibration, pictures
 
     images, labels = dataset.test_images, dataset.test_labels
     names = dataset.class_names
-    predict = jax.jit(lambda model, images: model.predict(pixels(images)))
-    predictions = np.asarray(predict(model, images))
+    logits = jax.jit(lambda model, images: model.logits(pixels(images)))(model, images)
+    predictions = np.asarray(logits.argmax(-1))
     if metrics:
         pictures.curves(metrics, out / "curves.png")
     pictures.misclassified(
@@ -432,6 +433,10 @@ def _draw(
     )
     pictures.weights(np.asarray(model.w), images.shape[1:], names, out / "weights.png")
     pictures.confusion(labels, predictions, names, out / "confusion.png")
+    found = calibration.calibration(logits, labels)
+    calibration.draw_reliability({"validation images": found}, out / "reliability.png")
+    (out / "calibration.json").write_text(report.to_json(calibration.as_json(found)))
+    return calibration.sentence(found)
 
 
 def _read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:

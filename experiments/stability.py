@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import report, stability_page
-from experiments.command import BadInput, main
+from experiments.command import main, make_folder
 from experiments.measure import interleave
 from experiments.stability_rivals import (
     SOFTMAXES,
@@ -65,13 +65,7 @@ class Settings:
 
 def run(settings: Settings) -> None:
     """Measure, print, save."""
-    try:
-        settings.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(
-            f"The output folder {settings.out} cannot be written ({error.strerror}): "
-            "choose another --out."
-        ) from None
+    make_folder(settings.out)
     shapes, seconds = (QUICK_SHAPES, 0.1) if settings.quick else (SHAPES, 5.0)
     found = {
         "environment": report.environment() | circumstances(),

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments import report
 from experiments.stability_rivals import OURS, SOFTMAXES
 
 OFFSET, MARGIN = "offset.png", "margin.png"
@@ -162,11 +163,9 @@ def _section(
     picture: str | None = None,
 ) -> str:
     """A heading, a table that lines up in a terminal too, what to remember of it."""
-    lines = [header, ["-" * len(name) for name in header], *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = [f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines]
+    table = report.table(header, rows)
     shown = [f"\n![{PICTURES[picture]}]({picture})"] if picture else []
-    return "\n".join([f"## {title}\n", *table, f"\n{sentence}", *shown, ""])
+    return "\n".join([f"## {title}\n", table, f"\n{sentence}", *shown, ""])
 
 
 def draw_margins(found: dict[str, Any], path: Path) -> None:

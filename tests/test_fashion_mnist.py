@@ -47,7 +47,8 @@ def refused(capsys, *arguments, code=2):
 def test_prints_the_story_in_order(digits_run):
     _, printed = digits_run
     starts = ["Data: digits", "Settings: sgd", "epoch  1", "epoch  2", "epoch  3"]
-    starts += ["Final: epoch  3", "Gradient of one batch", "Time:", "Files:"]
+    starts += ["Final: epoch  3", "Gradient of one batch", "Calibration: ECE"]
+    starts += ["Time:", "Files:"]
     places = [printed.index(start) for start in starts]
     assert places == sorted(places)
 
@@ -59,6 +60,7 @@ def test_writes_config_metrics_params_and_pictures(digits_run):
     assert names == pictures | {
         *("confusion.png", "config.json", "metrics.jsonl", "params.npz"),
         "times.json",
+        *("reliability.png", "calibration.json"),
     }
     assert all(str(folder / name) in printed for name in names)
     rows = run_folder.metrics(folder)
@@ -79,6 +81,16 @@ def test_times_add_up_to_the_life_of_the_process(digits_run):
     assert min(parts.values()) >= 0
     assert parts["compilation"] > 0.1
     assert 50 < times["peak_megabytes"] < 5000
+
+
+def test_says_how_well_calibrated_it_is(digits_run):
+    folder, printed = digits_run
+    found = json.loads((folder / "calibration.json").read_text())
+    assert f"ECE {found['ece']:.4f}" in printed
+    assert f"Brier score {found['brier']:.4f}" in printed
+    assert f"temperature {found['temperature']:.3f}" in printed
+    assert 0 < found["temperature"] < 1  # after three epochs it is not sure enough
+    assert sum(found["bins"]["rows"]) == 359
 
 
 def test_autodiff_and_closed_form_agree_on_the_batch(digits_run):
