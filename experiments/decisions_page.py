@@ -100,8 +100,8 @@ def abstention_section(found: dict[str, Any]) -> str:
         "Abstention: share decided, error rate of these, mean cost (an error costs 1)",
         ["classifier", *(f"no decision costs {prices[j]:g}" for j in shown)],
         rows,
-        "A classifier that is too sure decides too often: calibrated, it errs less "
-        "where it decides, and abstains where that is cheaper.",
+        "A classifier that is too sure decides too often, and one that is not sure "
+        "enough too seldom: calibrated, it abstains where that is cheaper.",
         (ABSTENTION,),
     )
 
@@ -128,7 +128,7 @@ def sets_section(found: dict[str, Any]) -> str:
         rows,
         f"The promise is 1 - miss rate at least, and {1 / (n + 1):.4f} more at most "
         "where scores are not tied, on average over splits. Adaptive scores that are "
-        "not randomised are tied at the likeliest class, and cover more.",
+        "not randomised are tied at the likeliest class, which alone may cover more.",
         (CONFORMAL,),
     )
 
@@ -165,7 +165,8 @@ def _draw_abstention(found: dict[str, Any], path: Path) -> None:
             right.plot(decided, _mean(of, "error_when_decided")[i], **style)
         least = min(prices[-1], 1 - float(_mean(of, "accuracy")[0]))
         left.axhline(least, color="black", linewidth=0.8, linestyle=":")
-        left.text(0.9, least * 1.02, "never abstaining", ha="right", va="bottom")
+        left.text(0, least * 1.02, "never abstaining", va="bottom")
+        left.set_ylim(0, 1.2 * least)
         _finish(left, f"{name}: mean cost (an error costs 1)", "price of no decision")
         _finish(right, f"{name}: error rate of decided images", "share decided")
     grid[0, 0].legend(loc="lower right")
