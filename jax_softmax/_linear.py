@@ -21,8 +21,9 @@ from jax_softmax import _linear_tiles as tiles
 from jax_softmax._linear_map import linear_map
 from jax_softmax._linear_passes import Gradients
 from jax_softmax._linear_plan import Chunk, Keep, head_of, layer_of, on_tiles
-from jax_softmax._linear_rows import Losses, Rows, losses, measure
+from jax_softmax._linear_rows import Losses, Rows, losses, measure, over_devices
 from jax_softmax._linear_tiles import Head, Layer
+from jax_softmax._shards import AxisName
 
 Rowwise = Float[Array, "*batch"]
 
@@ -39,6 +40,8 @@ def linear_cross_entropy(
     tied: bool = False,
     chunk: Chunk | None = None,
     precision: Any = None,
+    axis_name: AxisName | None = None,
+    classes: int | None = None,
     return_lse: bool = False,
 ) -> Rowwise | tuple[Rowwise, Rowwise]:
     """Cross-entropy of softmax(x w + b), one loss per row, without the logits.
@@ -65,6 +68,11 @@ def linear_cross_entropy(
             8192 classes.
             Any value gives the same answer, up to rounding.
         precision: of all matmuls, as in jax.lax.dot_general.
+        axis_name: mesh axes, inside jax.shard_map, over which the classes lie in order:
+            w and b are this device's, labels are ids among all classes. A few numbers
+            a row travel, and the gradient of x, which is summed; w's is not.
+        classes: how many there are, if the last columns of the last devices are not
+            classes but padding (of finite numbers).
         return_lse: return (loss, lse), both differentiable.
 
     Returns:
@@ -82,8 +90,8 @@ def linear_cross_entropy(
     >>> print(loss + 1e-4 * lse**2)  # z-loss
     [1.3864865 1.3864865]
     """
-    layer, batch = layer_of(x, w, labels, b, where, tied)
-    head = head_of(tied, softcap, label_smoothing, precision, chunk)
+    layer, batch, shards = layer_of(x, w, labels, b, where, tied, axis_name, classes)
+    head = head_of(tied, softcap, label_smoothing, precision, chunk, shards)
     found = _per_row(head, chunk, layer)
     loss, lse = (leaf.reshape(batch) for leaf in found)
     return (loss, lse) if return_lse else loss
@@ -104,6 +112,8 @@ def mean_linear_cross_entropy(
     tied: bool = False,
     chunk: Chunk | None = None,
     precision: Any = None,
+    axis_name: AxisName | None = None,
+    classes: int | None = None,
     skip_below: float = 0.0,
 ) -> Float[Array, ""]:
     """The mean of linear_cross_entropy, its gradients made on the way forward.
@@ -116,12 +126,13 @@ def mean_linear_cross_entropy(
     matmuls, and the gradient of w to the type of w once for each chunk of tokens.
 
     Args:
-        x, w, labels, b, where, label_smoothing, softcap, tied, precision: as in
-            linear_cross_entropy.
+        x, w, labels, b, where, label_smoothing, softcap, tied, precision, axis_name,
+            classes: as in linear_cross_entropy.
         weights: of the rows, 1 by default. They can be differentiated too.
         normalizer: what the sum is divided by, instead of the sum of the weights of
             the kept rows. With the whole batch's count, the sum over ragged
-            micro-batches is the mean of the batch.
+            micro-batches, or over devices with a part of the tokens each, is the mean
+            of the batch.
         z_loss: the weight of lse^2.
         chunk: (tokens, classes) of a tile. One number is kept of each logit of a chunk
             of tokens, in 52 MB on a CPU and 512 MB elsewhere, which by default is how
@@ -150,8 +161,8 @@ def mean_linear_cross_entropy(
     >>> print(sum(halves))
     1.3862944
     """
-    layer, batch = layer_of(x, w, labels, b, where, tied)
-    head = head_of(tied, softcap, label_smoothing, precision, chunk, skip_below)
+    layer, batch, shards = layer_of(x, w, labels, b, where, tied, axis_name, classes)
+    head = head_of(tied, softcap, label_smoothing, precision, chunk, shards, skip_below)
     wide = tiles.wide_type(layer)
     if weights is None:
         shares = jnp.ones(layer.labels.shape, wide)
@@ -173,7 +184,7 @@ def _per_row(head: Head, chunk: Chunk | None, layer: Layer) -> tuple[Array, Arra
         return on_tiles(function, head, chunk, Keep.NOTHING, *args)
 
     def value(layer: Layer) -> tuple[Rows, tuple[Array, Array]]:
-        rows = tiled(measure, layer)
+        rows = over_devices(head, layer, tiled(measure, layer))
         found = losses(head, layer, rows)
         return rows, (found.loss, found.lse)
 
@@ -193,7 +204,8 @@ def _per_row(head: Head, chunk: Chunk | None, layer: Layer) -> tuple[Array, Arra
         def pull(residuals, cotangents):
             return tiled(passes.pull, *residuals, *cotangents, wanted)
 
-        return out, linear_map(push, pull, (layer, rows), moved)
+        here = linear_map(push, pull, (layer, rows), moved)
+        return out, head.shards.sum(here)
 
     rows_of.defjvp(rule, symbolic_zeros=True)
     return rows_of(layer)
@@ -210,6 +222,7 @@ def _weighted_sum(
     @jax.custom_jvp
     def summed(layer: Layer, shares: Array) -> Array:
         rows = on_tiles(measure, head, chunk, Keep.NOTHING, layer)
+        rows = over_devices(head, layer, rows)
         return _dot(shares, total(losses(head, layer, rows)))
 
     def rule(primals, tangents):
@@ -218,15 +231,16 @@ def _weighted_sum(
         wanted = jax.tree.map(lambda _: True, moved)
         in_place = wanted.w and layer.w.dtype == tiles.kept_type(head, layer)
         keep = Keep.IN_PLACE if in_place else Keep.SOME
-        found, grads = on_tiles(
+        rows, grads = on_tiles(
             passes.measure_and_pull, head, chunk, keep, layer, shares, z_loss, wanted
         )
-        value = total(found)
+        value = total(losses(head, layer, rows))
         out = _dot(shares, value)
-        d_out = sum(map(_dot, jax.tree.leaves(grads), jax.tree.leaves(moved)), 0)
+        terms = map(_dot, jax.tree.leaves(grads), jax.tree.leaves(moved))
+        d_out = head.shards.sum(sum(terms, jnp.zeros_like(out)))
         if not isinstance(tangents[1], SymbolicZero):
             d_out += _dot(value, tangents[1])
-        return out, jnp.zeros_like(out) + d_out
+        return out, d_out
 
     summed.defjvp(rule, symbolic_zeros=True)
     return summed(layer, shares)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_softmax import _linear_tiles as tiles
-from jax_softmax._linear_rows import Losses, Measured, Rows, losses, measured
+from jax_softmax._linear_rows import Measured, Rows, losses, measured, over_devices
 from jax_softmax._linear_tiles import Head, Index, Layer
 from jax_softmax._partition import shifted_exp
 
@@ -61,7 +61,7 @@ def pull(
 
 def measure_and_pull(
     head: Head, layer: Layer, weights: Array, z_loss: float, wanted: Gradients
-) -> tuple[Losses, Gradients]:
+) -> tuple[Rows, Gradients]:
     """Both passes, chunk of tokens by chunk: three matmuls if one number is kept of
     each logit.
 
@@ -73,6 +73,7 @@ def measure_and_pull(
         grads, kept = carry
         piece, a = tiles.piece_of(layer, start, size), tiles.cut(weights, start, size)
         seen = measured(head, piece, grads.w if head.in_place else kept)
+        seen = seen._replace(rows=over_devices(head, piece, seen.rows))
         if head.in_place:
             grads = grads._replace(w=seen.kept)
         else:
@@ -95,27 +96,27 @@ def measure_and_pull(
             return _at_label(head, piece, cotangents, p, start)
 
         needed = _needed(head, piece, seen, a) if head.skip_below else None
-        return (_pull(head, piece, dz, needed, grads, start), kept), found
+        return (_pull(head, piece, dz, needed, grads, start), kept), seen.rows
 
-    grads, kept, found = _zeros(layer, wanted), None, []
+    grads, kept, parts = _zeros(layer, wanted), None, []
     if head.first:
         here = head._replace(in_place=True)
-        (grads, _), losses_ = chunk(here, (grads, None), 0, head.first)
-        found.append(losses_)
+        (grads, _), rows = chunk(here, (grads, None), 0, head.first)
+        parts.append(rows)
     rest = tokens - head.first
     if rest or not head.first:
         if head.keeps:
             shape = (min(head.tokens, rest), classes)
-            kept = jnp.zeros(shape, tiles.kept_type(head, layer))
+            kept = jnp.zeros_like(layer.x, tiles.kept_type(head, layer), shape)
 
         def after(carry, start: Index, size: int):
             return chunk(head, carry, head.first + start, size)
 
-        (grads, _), losses_ = tiles.over(
+        (grads, _), rows = tiles.over(
             rest, head.tokens, after, (grads, kept), tiles.end_to_end
         )
-        found.append(losses_)
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found), grads
+        parts.append(rows)
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts), grads
 
 
 def push(
@@ -128,7 +129,8 @@ def push(
         dx = None if tangents.x is None else tiles.cut(tangents.x, start, size)
         moved = piece._replace(x=dx) if dx is not None else None
         nll = losses(head, piece, rows_).nll
-        ones, zeros = jnp.ones_like(nll), jnp.zeros_like(nll)
+        zeros = jnp.zeros_like(piece.x, shape=nll.shape, dtype=nll.dtype)
+        ones = zeros + 1
         smoothing = head.label_smoothing
         d_loss = _cotangents(piece, rows_, nll, ones, zeros, smoothing)
         d_lse = _cotangents(piece, rows_, nll, zeros, ones, smoothing)
@@ -178,7 +180,10 @@ def _dz(head: Head, layer: Layer, of: Cotangents, z: Array, start: Index) -> Arr
     if of.uniform is not None:
         p = jnp.where(z > -jnp.inf, p - of.uniform[:, None], p)
     dz = _at_label(head, layer, of, p, start)
-    return dz if head.softcap is None else dz * (1 - jnp.square(z / head.softcap))
+    if head.softcap is None:
+        return dz
+    z = jnp.maximum(z, -head.softcap)  # padding is below it
+    return dz * (1 - jnp.square(z / head.softcap))
 
 
 def _at_label(
@@ -235,7 +240,7 @@ def _pull(
 
     def nothing(dz: Array, w: Array) -> tuple[Array | None, Array | None]:
         shapes = jax.eval_shape(products, dz, w)
-        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.tree.map(lambda s: jnp.zeros_like(dz, s.dtype, s.shape), shapes)
 
     def tile(carry: Gradients, start: Index, width: int) -> tuple[Gradients, None]:
         # Read ahead of the branches: what one of them reads, XLA copies for it.
@@ -259,7 +264,7 @@ def _pull(
             db = tiles.add_at(db, dz.sum(0), start, 0)
         return Gradients(dx, dw, db), None
 
-    dx = None if grads.x is None else jnp.zeros(x.shape, tiles.wide_type(layer))
+    dx = None if grads.x is None else jnp.zeros_like(x, tiles.wide_type(layer))
     carry, _ = tiles.over(
         tiles.classes_of(head, layer.w), head.classes, tile, grads._replace(x=dx), None
     )

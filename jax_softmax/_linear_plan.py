@@ -12,6 +12,7 @@ from jax_softmax import _checks as checks
 from jax_softmax import _linear_tiles as tiles
 from jax_softmax._linear_map import as_one
 from jax_softmax._linear_tiles import Head, Layer
+from jax_softmax._shards import AxisName, Shards, alike
 
 Chunk = tuple[int, int]  # (tokens, classes)
 # What is kept of one chunk of tokens may take this on a CPU, and elsewhere.
@@ -35,12 +36,14 @@ def layer_of(
     b: ArrayLike | None,
     where: ArrayLike | None,
     tied: bool,
-) -> tuple[Layer, tuple[int, ...]]:
-    """Checked arrays, one row for each token, and the shape of the batch."""
+    axis_name: AxisName | None,
+    classes: int | None,
+) -> tuple[Layer, tuple[int, ...], Shards]:
+    """Checked arrays, one row for each token; the shape of the batch; the devices."""
     x, w = checks.floating("x", x), checks.floating("w", w)
     if w.ndim != 2 or 0 in w.shape:
         raise ValueError(f"w must be a matrix that is not empty, got shape {w.shape}")
-    classes, features = w.shape if tied else w.shape[::-1]
+    here, features = w.shape if tied else w.shape[::-1]
     if x.ndim == 0 or x.shape[-1] != features:
         raise ValueError(
             f"x must have {features} features as w does (w of shape {w.shape}, "
@@ -50,11 +53,14 @@ def layer_of(
     labels = checks.class_ids("labels", labels, batch).reshape(-1)
     if b is not None:
         b = checks.floating("b", b)
-        checks.same_shape("b", b, (classes,))
-    known, keep = (labels >= 0) & (labels < classes), None
+        checks.same_shape("b", b, (here,))
+    shards, keep = checks.shards(axis_name, here, classes), None
     if where is not None:
         keep = checks.row_mask("where", where, batch).reshape(-1)
-    return Layer(x.reshape(-1, features), w, b, labels, known, keep), batch
+    rows = x.reshape(-1, features), w, b
+    rows = alike(rows, labels, keep)
+    columns, known = shards.column(labels), shards.has(labels)
+    return Layer(*rows, columns, known, keep), batch, shards
 
 
 def head_of(
@@ -63,6 +69,7 @@ def head_of(
     label_smoothing: float,
     precision: Any,
     chunk: Chunk | None,
+    shards: Shards,
     skip_below: float = 0.0,
 ) -> Head:
     if not 0 <= label_smoothing <= 1:
@@ -77,7 +84,7 @@ def head_of(
         raise ValueError(
             "skip_below must be 0 with label_smoothing: every class has a gradient then"
         )
-    static = (tied, softcap, label_smoothing, precision, skip_below)
+    static = (tied, softcap, label_smoothing, precision, skip_below, shards)
     return Head(*static, tokens=0, classes=0, keeps=False, first=0, in_place=False)
 
 

@@ -14,6 +14,7 @@ from jax_softmax._partition import (
     gap,
     log1p,
     log_partition,
+    merge_over,
     partition,
     partition_and_exp,
     shifted_exp,
@@ -54,6 +55,21 @@ def measure(head: Head, layer: Layer) -> Rows:
         return carry, measured(head, tiles.piece_of(layer, start, size), None).rows
 
     return tiles.over(layer.x.shape[0], head.tokens, chunk, None, tiles.end_to_end)[1]
+
+
+def over_devices(head: Head, layer: Layer, rows: Rows) -> Rows:
+    """What the classes on all devices tell of each row."""
+    shards = head.shards
+    if shards.axis_name is None:
+        return rows
+    part = merge_over(rows.part, shards)
+    label = shards.sum(jnp.where(layer.labels >= 0, rows.label, 0))
+    spread = possible = None
+    if rows.spread is not None and rows.possible is not None:
+        lower = jnp.where(rows.possible > 0, gap(rows.part.max, part.max), 0)
+        apart = rows.spread + rows.possible * lower
+        spread, possible = shards.sum((apart, rows.possible))
+    return Rows(part, label, spread, possible)
 
 
 def losses(head: Head, layer: Layer, rows: Rows) -> Losses:

@@ -10,9 +10,17 @@ from jaxtyping import Bool, Float, Int
 
 from jax_softmax import _linear_tiles as tiles
 from jax_softmax._linear_plan import Chunk, Keep, head_of, layer_of, on_tiles
-from jax_softmax._linear_rows import Rows, losses, merged_rows, rows_of_tile, stacked
+from jax_softmax._linear_rows import (
+    Rows,
+    losses,
+    merged_rows,
+    over_devices,
+    rows_of_tile,
+    stacked,
+)
 from jax_softmax._linear_tiles import Head, Index, Layer
 from jax_softmax._partition import gap, log1p, partition, shifted_exp
+from jax_softmax._shards import AxisName
 
 
 class LinearSoftmaxSummary(NamedTuple):
@@ -38,6 +46,8 @@ def linear_softmax_summary(
     tied: bool = False,
     chunk: Chunk | None = None,
     precision: Any = None,
+    axis_name: AxisName | None = None,
+    classes: int | None = None,
 ) -> LinearSoftmaxSummary:
     """Loss, lse, entropy and most likely classes of each row: one matmul, no logits.
 
@@ -48,8 +58,8 @@ def linear_softmax_summary(
     linear_cross_entropy.
 
     Args:
-        x, w, labels, b, where, softcap, tied, chunk, precision: as in
-            linear_cross_entropy.
+        x, w, labels, b, where, softcap, tied, chunk, precision, axis_name, classes: as
+            in linear_cross_entropy. argmax and top_ids are ids among all classes.
         top_k: how many of the most likely classes, at least 1.
 
     Returns:
@@ -57,7 +67,8 @@ def linear_softmax_summary(
 
     Raises:
         TypeError: x, w or b are not floating point, or labels not integers.
-        ValueError: shapes do not match, or top_k is not in [1, classes].
+        ValueError: shapes do not match, top_k is not in [1, classes of a device], or
+            axis_name names no mesh axis here.
 
     >>> x, w = jnp.array([[1.0, 2.0]]), jnp.array([[0.0, 1.0, 0.0], [0.0, 1.0, 1.0]])
     >>> summary = linear_softmax_summary(x, w, jnp.array([2]), top_k=2)
@@ -66,8 +77,8 @@ def linear_softmax_summary(
     """
     shape = jnp.shape(x)[:-1]
     ids = jnp.zeros(shape, jnp.int32) if labels is None else labels
-    layer, batch = layer_of(x, w, ids, b, where, tied)
-    head = head_of(tied, softcap, 0.0, precision, chunk)
+    layer, batch, shards = layer_of(x, w, ids, b, where, tied, axis_name, classes)
+    head = head_of(tied, softcap, 0.0, precision, chunk, shards)
     if not 1 <= top_k <= tiles.classes_of(head, layer.w):
         raise ValueError(f"top_k must be in [1, classes], got {top_k}")
     found = on_tiles(_summary, head, chunk, Keep.NOTHING, layer, top_k)
@@ -104,6 +115,8 @@ def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
         top, ids = lax.top_k(z, min(top_k, width))
         return carry, _Tile(rows, distance.sum(-1), top, ids + start)
 
+    shards = head.shards
+
     def combined(whole: _Tile, rest: _Tile | None) -> LinearSoftmaxSummary:
         def side_by_side(stacked: Array, last: Array | None) -> Array:
             count, rows, k = stacked.shape
@@ -112,17 +125,21 @@ def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
 
         top = side_by_side(whole.top, rest.top if rest else None)
         ids = side_by_side(whole.ids, rest.ids if rest else None)
-        top, place = lax.top_k(top, top_k)
-        ids = jnp.take_along_axis(ids, place, axis=1)
+        top, ids = _likeliest(top, ids, top_k)
+        if shards.axis_name is not None:
+            top, ids = _likeliest(
+                shards.side_by_side(top), shards.side_by_side(ids + shards.first), top_k
+            )
 
         tiled = stacked(whole.rows, rest.rows if rest else None)
         below = stacked(whole.distance, rest.distance if rest else None)
         rows = merged_rows(tiled)
+        rows = over_devices(head, layer, rows)
         total = log1p(rows.part.tail)
         heads, tails = tiled.part
         weight = jnp.where(heads == -jnp.inf, 0, shifted_exp(heads, rows.part.max))
         lower = jnp.where(heads == -jnp.inf, 0, gap(heads, rows.part.max))
-        distance = (weight * (below + (1 + tails) * lower)).sum(0)
+        distance = shards.sum((weight * (below + (1 + tails) * lower)).sum(0))
         found = losses(head, layer, rows)
         return LinearSoftmaxSummary(
             nll=found.nll,
@@ -135,3 +152,9 @@ def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
 
     classes = tiles.classes_of(head, layer.w)
     return tiles.over(classes, head.classes, tile, None, combined)[1]
+
+
+def _likeliest(z: Array, ids: Array, k: int) -> tuple[Array, Array]:
+    """The k largest of each row and their ids; of equals, those to the left."""
+    top, place = lax.top_k(z, k)
+    return top, jnp.take_along_axis(ids, place, axis=1)

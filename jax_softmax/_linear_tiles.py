@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jax_softmax._shards import Shards
+
 Index = Array | int
 
 
@@ -21,8 +23,8 @@ class Layer(NamedTuple):
     x: Array
     w: Array
     b: Array | None
-    labels: Array  # counted from the first class of w
-    known: Array  # whether the label names a class at all
+    labels: Array  # counted from the first class of w; -1 if it is not in w
+    known: Array  # whether the label names a class at all, here or elsewhere
     keep: Array | None
 
 
@@ -34,6 +36,7 @@ class Head(NamedTuple):
     label_smoothing: float
     precision: Any
     skip_below: float
+    shards: Shards
     tokens: int
     classes: int
     keeps: bool  # of one chunk of tokens, from pass one for pass two
@@ -61,7 +64,9 @@ def logits(head: Head, layer: Layer, start: Index, width: int) -> Array:
     z = product(head, layer, layer.w, start, width)
     if layer.b is not None:
         z += slice_axis(layer.b, start, width, 0).astype(z.dtype)
-    return z if head.softcap is None else head.softcap * jnp.tanh(z / head.softcap)
+    if head.softcap is not None:
+        z = head.softcap * jnp.tanh(z / head.softcap)
+    return head.shards.ruled(z, start)
 
 
 def product(head: Head, layer: Layer, w: Array, start: Index, width: int) -> Array:

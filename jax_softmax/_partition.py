@@ -169,14 +169,13 @@ def merge(a: Partition, b: Partition) -> Partition:
     return Partition(m, t + (1 + u) * raised * 2.0**-RAISED)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def merge_over(part: Partition, shards: Shards) -> Partition:
     """`merge` over devices, with one exponential for each of them.
 
     A device at the maximum adds its tail; how many there are, less one that leads, is
     added, not subtracted. Tails travel raised, since few may underflow where many do.
     """
-    if shards.axis_name is None:
-        return part
     top = shards.max(part.max)
     leads = (part.max == top) & (top > -jnp.inf)
     scale = shifted_exp(part.max, top, raised=RAISED)
@@ -185,6 +184,20 @@ def merge_over(part: Partition, shards: Shards) -> Partition:
     raised_tail = jnp.where(part.max == -jnp.inf, 0, raised_tail)
     tops = jnp.where(leads, 1, 0).astype(raised_tail.dtype)
     return _partition(top[..., None], *shards.sum((raised_tail, tops)))
+
+
+@merge_over.defjvp
+def _merge_over_jvp(shards, primals, tangents):
+    """The maximum moves as its leader does, or as the mean of those who share it."""
+    (part,), (d_part,) = primals, tangents
+    whole = merge_over(part, shards)
+    empty = part.max == -jnp.inf
+    leads = jnp.where((part.max == whole.max) & ~empty, 1, 0).astype(part.max.dtype)
+    moves, leaders = shards.sum((jnp.where(leads > 0, d_part.max, 0), leads))
+    d_top = moves / jnp.maximum(leaders, 1)
+    d_tail = d_part.tail + (1 + part.tail) * (d_part.max - d_top)
+    d_tail = jnp.where(empty, 0, shifted_exp(part.max, whole.max) * d_tail)
+    return whole, Partition(d_top, shards.sum(d_tail))
 
 
 def log_partition(p: Partition) -> Float[Array, "*batch"]:

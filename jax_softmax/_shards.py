@@ -6,8 +6,9 @@ hands every device the whole cotangent, so rules of differentiation that end in 
 right under jax.grad outside and inside of shard_map.
 """
 
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -38,6 +39,13 @@ class Shards(NamedTuple):
         """The largest over devices."""
         return x if self.axis_name is None else lax.pmax(x, self.axis_name)
 
+    def side_by_side(self, rows: Array) -> Array:
+        """The columns of all devices in their order, the same on every device."""
+        place = lax.axis_index(self.axis_name) == jnp.arange(self.devices)[:, None]
+        # As a sum: the compiler knows then that all devices hold the same.
+        every = self.sum(jnp.where(place, rows[:, None], 0))
+        return every.reshape(len(rows), -1)
+
     def has(self, labels: Array) -> Array:
         """Which labels name a class at all."""
         return (labels >= 0) & (labels < self.classes)
@@ -56,3 +64,25 @@ class Shards(NamedTuple):
             return z
         ids = self.first + start + jnp.arange(z.shape[-1])
         return jnp.where(ids < self.classes, z, -jnp.inf)
+
+
+def alike(arrays: T, *others: Array | None) -> T:
+    """Arrays of a tree as varying over every mesh axis that one of all varies over.
+
+    A loop that adds to them needs that. What was the same on several devices has as
+    gradient, by the transpose, the sum over them: the one sum for x, and none for w.
+    """
+    every = [*jax.tree.leaves(arrays), *jax.tree.leaves(others)]
+    axes = frozenset().union(*map(_axes, every))
+
+    def varying(array: Array) -> Array:
+        missing = tuple(sorted(axes - _axes(array)))
+        return lax.pcast(array, missing, to="varying") if missing else array
+
+    return jax.tree.map(varying, arrays)
+
+
+def _axes(array: Array) -> frozenset[str]:
+    """The mesh axes that an array varies over; none with check_vma=False."""
+    kind: Any = jax.typeof(array)
+    return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying

@@ -4,6 +4,7 @@ On the four devices that conftest asks for, as 1 x 4, 2 x 2 and 4 x 1. Most rows
 classes that do not divide: the last devices hold padding, one of them nothing else.
 """
 
+import re
 from functools import lru_cache, partial
 
 import jax
@@ -172,3 +173,178 @@ def test_mistakes():
         js.cross_entropy(z, labels, axis_name="model")
     with pytest.raises(ValueError, match=r"classes must be in \[1, 3\].*got 4"):
         js.cross_entropy(z, labels, classes=4)
+
+
+# --- From features and weights ----------------------------------------------------
+
+V, LINEAR = 22, (ROWS, COLUMNS, P("model"), ROWS, ROWS)  # x, w, b, labels, weights
+
+
+def linear_arrays(rows=16, features=5, classes=V):
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(rows, features)), rng.normal(0, 3, (features, classes + 2))
+    b, weights = rng.normal(size=classes + 2), rng.normal(size=rows)
+    labels = rng.integers(0, classes, rows)
+    f32 = (array.astype(np.float32) for array in (x, w, b))
+    return (*f32, labels, weights.astype(np.float32))
+
+
+def of_rows(x, w, b, labels, weights, **options):
+    losses, lse = js.linear_cross_entropy(
+        x, w, labels, b=b, return_lse=True, softcap=20.0, **options
+    )
+    return (weights * (losses - 0.1 * lse)).sum()
+
+
+def of_mean(x, w, b, labels, weights, **options):
+    more = {"weights": weights, "normalizer": 3.0, "z_loss": 0.01, "chunk": (4, 3)}
+    return js.mean_linear_cross_entropy(x, w, labels, b=b, **more, **options)
+
+
+def with_derivatives(loss):
+    """The loss, its gradients, and their derivative along the squares."""
+
+    def run(x, w, b, *rest):
+        primals = (x, w, b)
+        grads = jax.value_and_grad(lambda *arrays: loss(*arrays, *rest), (0, 1, 2))
+        return jax.jvp(grads, primals, (x * x, w * w, b * b))
+
+    return jax.jit(run)
+
+
+def without_padding(tree):
+    return jax.tree.map(lambda a: a[..., :V] if a.shape[-1:] == (V + 2,) else a, tree)
+
+
+def assert_close(got, want, tolerance):
+    for one, other in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+        one, other = np.float64(one), np.float64(other)
+        size = np.abs(other).max()
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * size)
+
+
+@pytest.mark.parametrize("loss", [of_rows, of_mean])
+@pytest.mark.parametrize(
+    ("shape", "check_vma"), [((1, 4), True), ((2, 2), False), ((4, 1), True)]
+)
+def test_linear_values_gradients_and_hessian_products(loss, shape, check_vma):
+    """Two columns at the end are padding, whatever they hold."""
+
+    def parts(*arrays):
+        found = loss(*arrays, axis_name="model", classes=V, label_smoothing=0.1)
+        return jax.lax.psum(found, "data")
+
+    spread = sharded(parts, shape, LINEAR, P(), check_vma=check_vma)
+    arrays = linear_arrays()
+    got = with_derivatives(spread)(*arrays)
+    for leaf in jax.tree.leaves(got):
+        if leaf.shape[-1:] == (V + 2,):
+            np.testing.assert_array_equal(leaf[..., V:], 0)
+    one = with_derivatives(partial(loss, label_smoothing=0.1))
+    assert_close(without_padding(got), one(*without_padding(arrays)), 5e-6)
+
+
+def test_linear_in_bfloat16():
+    arrays = [jnp.asarray(a, jnp.bfloat16) for a in linear_arrays()[:3]]
+    rest = linear_arrays()[3:]
+
+    def parts(*arrays):
+        return jax.lax.psum(of_mean(*arrays, axis_name="model", classes=V), "data")
+
+    spread = jax.jit(jax.value_and_grad(sharded(parts, (2, 2), LINEAR, P()), (0, 1)))
+    one = jax.jit(jax.value_and_grad(of_mean, (0, 1)))
+    got, want = spread(*arrays, *rest), one(*without_padding(arrays), *rest)
+    assert got[1][1].dtype == jnp.bfloat16
+    assert_close(got[0], want[0], 1e-6)
+    assert_close(without_padding(got[1]), want[1], 2e-2)  # ULP of bfloat16: 0.8e-2
+
+
+def test_linear_summary():
+    """Equal logits on different devices: the lower id is first."""
+    x, w, b, labels, _ = linear_arrays()
+    w[:, 20] = w[:, 3]
+    b[[3, 20]] = 9.0
+
+    def summary(x, w, b, labels, **options):
+        return js.linear_softmax_summary(x, w, labels, b=b, top_k=3, **options)
+
+    spread = sharded(
+        partial(summary, axis_name="model", classes=V), (2, 2), LINEAR[:4], ROWS
+    )
+    got = spread(x, w, b, labels)
+    want = jax.jit(summary)(*without_padding((x, w, b)), labels)
+    np.testing.assert_array_equal(got.top_ids, want.top_ids)
+    assert (np.asarray(got.top_ids[:, :2]) == [3, 20]).all(1).any()
+    assert_close(got, want, 1e-6)
+
+
+# --- What the compiled program sends -----------------------------------------------
+
+
+def collectives(program):
+    """(kind, number of elements) of everything that travels."""
+    sent = []
+    pattern = r"= (\S.*?) (all-\w+|reduce-scatter|collective-permute)(?:-start)?\("
+    for shapes, kind in re.findall(pattern, program.as_text()):
+        for dims in re.findall(r"\w+\[([\d,]*)\]", shapes):
+            sent.append((kind, int(np.prod([int(d) for d in dims.split(",") if d]))))
+    return sent
+
+
+def test_nothing_of_the_size_of_classes_travels():
+    rows, features, classes = 64, 8, 4096
+    x, w, b, labels, weights = linear_arrays(rows, features, classes - 2)
+
+    def dense(z, labels):
+        return js.cross_entropy(z, labels, axis_name="model")
+
+    run = sharded(dense, (1, 4), (BY_CLASS, ROWS), ROWS)
+    grad = jax.jit(jax.grad(lambda z, y: run(z, y).sum()))
+    z = jnp.zeros((rows, classes))
+    sent = collectives(grad.lower(z, labels).compile())
+    assert {kind for kind, _ in sent} == {"all-reduce"}
+    assert sum(size for _, size in sent) <= 4 * rows
+
+    def mean(*arrays):
+        return js.mean_linear_cross_entropy(
+            *arrays[:2], arrays[3], b=arrays[2], axis_name="model", chunk=(rows, 256)
+        )
+
+    run = sharded(mean, (1, 4), (P(), COLUMNS, P("model"), P(), P()), P())
+    grad = jax.jit(jax.grad(run, (0, 1, 2)))
+    sent = collectives(grad.lower(x, w, b, labels, weights).compile())
+    assert {kind for kind, _ in sent} == {"all-reduce"}
+    assert sum(size for _, size in sent) <= (4 + features) * rows
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_tokens_over_devices_under_plain_jit(mean):
+    """Nothing is gathered: the gradients of w and b are summed, and that is all.
+
+    Of the linear functions, with all tokens in one chunk: the compiler cannot cut an
+    axis that lies on several devices. Inside shard_map, each device has its own chunks.
+    """
+    mesh = mesh_of((4, 1))
+    rows, features, classes = 256, 8, 512
+    x, w, b, labels, _ = linear_arrays(rows, features, classes - 2)
+    chunk = (rows, 128)
+
+    def linear(x, w, b, labels):
+        if mean:
+            return js.mean_linear_cross_entropy(x, w, labels, b=b, chunk=chunk)
+        return js.linear_cross_entropy(x, w, labels, b=b, chunk=chunk).mean()
+
+    def dense(x, w, b, labels):
+        return js.cross_entropy(x @ w + b, labels).mean()
+
+    of = (P("data"), P(), P(), P("data"))
+    shardings = [jax.sharding.NamedSharding(mesh, spec) for spec in of]
+    for loss in (linear, dense):
+        grad = jax.value_and_grad(loss, (0, 1, 2))
+        program = jax.jit(grad, in_shardings=shardings).lower(x, w, b, labels)
+        compiled = program.compile()
+        sent = collectives(compiled)
+        assert {kind for kind, _ in sent} == {"all-reduce"}
+        assert sum(size for _, size in sent) <= (features + 1) * classes + 8
+        placed = jax.device_put((x, w, b, labels), tuple(shardings))
+        assert_close(compiled(*placed), jax.jit(grad)(x, w, b, labels), 1e-5)
