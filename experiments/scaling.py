@@ -2,6 +2,7 @@
 
     python -m experiments.scaling --processes 4               train on a mesh
     python -m experiments.scaling --processes 2 --resume DIR  go on with fewer, or more
+    python -m experiments.scaling pod                         256 chips, by the compiler
 
 Every process is a host of its own under jax.distributed, with gloo between them. Data
 shards read their rows of each batch through Grain; model shards hold their classes of
@@ -31,7 +32,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments import report, run_folder
+from experiments import report, run_folder, scaling_pod
 from experiments.command import BadInput, Failed, main
 from jax_softmax import SoftmaxRegression, cross_entropy
 
@@ -383,4 +384,7 @@ def run(settings: Scaling) -> None:
 
 
 if __name__ == "__main__":
-    main(run, Scaling, sys.argv[1:], program="scaling")
+    if sys.argv[1:2] == ["pod"]:
+        main(scaling_pod.run, scaling_pod.Pod, sys.argv[2:], program="scaling pod")
+    else:
+        main(run, Scaling, sys.argv[1:], program="scaling")

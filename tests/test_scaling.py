@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import scaling
+from experiments import scaling, scaling_pod
 from experiments.command import BadInput
 from jax_softmax import SoftmaxRegression
 
@@ -118,3 +118,22 @@ def test_killed_and_gone_on_with_by_another_number_of_processes(tmp_path):
     with np.load(out / "params.npz") as got:
         for name in ("w", "b"):
             np.testing.assert_allclose(got[name], getattr(want, name), atol=1e-6)
+
+
+def test_four_chips_by_the_compiler_for_tpus():
+    """A small shape: half the memory of the naive loss, and nothing more travels."""
+    pytest.importorskip("libtpu")
+    shape = scaling_pod.Shape(512, 512, 32768)
+    row = scaling_pod.measured(4, shape)
+    assert row["ours"]["temp_bytes"] <= row["naive"]["temp_bytes"] / 2
+    assert row["ours"]["collective_bytes"] <= 1.2 * row["least_bytes"]
+    assert set(row["ours"]["collectives"]) == {"all-reduce"}
+
+
+def test_traffic_is_read_from_the_program():
+    program = (
+        "  %a = f32[2,1024]{1,0} all-reduce(f32[2,1024]{1,0} %x), channel_id=1\n"
+        "  %b = (bf16[8]{0}, f32[4]{0}) all-reduce-start(bf16[8]{0} %y, f32[4]{0} %z)\n"
+        "  %c = f32[3]{0} add(f32[3]{0} %u, f32[3]{0} %v)\n"
+    )
+    assert scaling_pod.traffic(program) == {"all-reduce": 2 * 1024 * 4 + 16 + 16}
