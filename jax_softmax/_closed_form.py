@@ -86,14 +86,18 @@ def log_softmax_vjp(
 ) -> Float[Array, "*batch classes"]:
     """A cotangent times the Jacobian of log_softmax: c - p * sum(c).
 
-    d log p_i / d z_j = 1[i = j] - p_j, summed over i against c_i. With c the one-hot
-    of the label and a minus sign this is the gradient of cross-entropy.
+    d log p_i / d z_j = 1[i = j] - p_j, summed over i against c_i, is c_j - p_j sum(c).
+    With sum(c) = c_j + the other c that is c_j (1 - p_j) - p_j sum_{k != j} c_k, and
+    1 - p_j is the sum of the other probabilities: nothing cancels when the model is
+    certain. With c the one-hot of the label and a minus sign this is the gradient of
+    cross-entropy. Source: Bishop, PRML (2006), eq. 4.106 divided by p_i.
 
     >>> print(log_softmax_vjp(jnp.zeros(2), jnp.array([1.0, 0.0])))
     [ 0.5 -0.5]
     """
     p, c = _softmax(_wide(logits)), _wide(cotangent)
-    return (c - p * jnp.sum(c, axis=-1, keepdims=True)).astype(logits.dtype)
+    other_c = jnp.sum(c, axis=-1, keepdims=True) - c
+    return (c * _others(p) - p * other_c).astype(logits.dtype)
 
 
 def logsumexp_gradient(
@@ -101,7 +105,8 @@ def logsumexp_gradient(
 ) -> Float[Array, "*batch classes"]:
     """The gradient of log(sum_k e^{z_k}): e^{z_i} / sum_k e^{z_k} = softmax(z)_i.
 
-    Source: d2l.ai, section 4.1.2; Boyd & Vandenberghe, Convex Optimization, 3.1.5.
+    Sources: d2l.ai, "Softmax Regression"; Boyd & Vandenberghe, Convex Optimization
+    (2004), 3.1.5.
 
     >>> print(logsumexp_gradient(jnp.zeros(2)))
     [0.5 0.5]
@@ -205,3 +210,10 @@ def _mean(
     p: Float[Array, "*batch classes"], v: Float[Array, "*batch classes"]
 ) -> Float[Array, "*batch 1"]:
     return jnp.sum(p * v, axis=-1, keepdims=True)
+
+
+def _others(p: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
+    """1 - p_j; at the likeliest class, where that cancels, the sum of the rest."""
+    likeliest = jnp.arange(p.shape[-1]) == jnp.argmax(p, axis=-1)[..., None]
+    rest = jnp.sum(jnp.where(likeliest, 0, p), axis=-1, keepdims=True)
+    return jnp.where(likeliest, rest, 1 - p)

@@ -33,8 +33,8 @@ def cross_entropy_gradient(
     loss = lse(s) - sum_i q_i s_i with s = s(z), and d lse / d s_i = p_i. The target is
     q = (1 - a) onehot(y) + a / classes for smoothing a; at the label of an unsmoothed
     row p_y - 1 = -sum_{j != y} p_j.
-    Sources: Bishop, PRML (2006), eq. 4.109; d2l.ai 4.1.2.3; smoothing from Szegedy et
-    al. (arXiv:1512.00567); soft cap from Gemma 2 (arXiv:2408.00118).
+    Sources: Bishop, PRML (2006), eq. 4.109; d2l.ai, "Softmax and Cross-Entropy Loss";
+    smoothing, Szegedy et al. (arXiv:1512.00567); soft cap, Gemma 2 (arXiv:2408.00118).
 
     Args:
         logits: z, before the soft cap.
@@ -60,7 +60,8 @@ def cross_entropy_hessian(
 
     g = p - q is the gradient in s. Without a soft cap s' = 1 and s'' = 0: the matrix is
     the softmax Jacobian, and neither the labels nor the smoothing matter.
-    Sources: Bishop, PRML (2006), eq. 4.110; Boehning (1992), Ann. Inst. Stat. Math. 44.
+    Sources: Bishop, PRML (2006), section 4.3.4; Boehning (1992), Multinomial logistic
+    regression algorithm.
 
     >>> print(cross_entropy_hessian(jnp.zeros((1, 2)), jnp.array([0])))
     [[[ 0.25 -0.25]
@@ -82,7 +83,7 @@ def cross_entropy_hvp(
     """The Hessian of cross-entropy times a tangent, without the matrix.
 
     H t = s' p * (u - <p, u>) + g s'' t with u = s' t; without a soft cap
-    p * (t - <p, t>). Source: Bishop, PRML (2006), eq. 4.110, and the chain rule.
+    p * (t - <p, t>). Source: Bishop, PRML (2006), section 4.3.4, and the chain rule.
 
     >>> tangent = jnp.array([[1.0, 0.0]])
     >>> print(cross_entropy_hvp(jnp.zeros((1, 2)), jnp.array([0]), tangent))
@@ -103,7 +104,8 @@ def cross_entropy_with_probs_gradient(
     """The gradient of -sum_i q_i log softmax(s)_i: (sum(q) p - q) s'(z).
 
     The loss is sum(q) lse(s) - <q, s>; q need not sum to 1.
-    Sources: d2l.ai 4.1.2.3, with y a distribution; Bishop, PRML (2006), eq. 4.108.
+    Sources: d2l.ai, "Softmax and Cross-Entropy Loss", with y a distribution; Bishop,
+    PRML (2006), section 4.3.4.
 
     >>> probs = jnp.array([[0.25, 0.75]])
     >>> print(cross_entropy_with_probs_gradient(jnp.zeros((1, 2)), probs))
@@ -122,7 +124,7 @@ def cross_entropy_with_probs_hessian(
     """The Hessian: sum(q) diag(s') (diag(p) - p p^T) diag(s') + diag(g s'').
 
     Differentiate (sum(q) p - q) s'(z) once more; g = sum(q) p - q.
-    Source: Bishop, PRML (2006), eq. 4.110, and the chain rule.
+    Source: Bishop, PRML (2006), section 4.3.4, and the chain rule.
 
     >>> probs = jnp.array([[0.25, 0.75]])
     >>> print(cross_entropy_with_probs_hessian(jnp.zeros((1, 2)), probs))
@@ -168,7 +170,7 @@ def temperature_gradient(
     With g = softmax(z / T) - onehot(y), the chain rule through z / T gives
     d loss / d z = g / T and d loss / d T = -<g, z> / T^2. As g sums to 0, z may be
     replaced by z - z_y, which leaves no digits to lose at the label.
-    Source: the loss is Guo et al. (arXiv:1706.04599), section 4.2.
+    Source: the loss is Guo et al. (arXiv:1706.04599), "temperature scaling".
 
     Returns:
         The gradient of each row in its logits, and in the one temperature.
@@ -194,7 +196,7 @@ def temperature_curvature(
     In the inverse temperature b = 1 / T the loss L(b) = lse(b z) - b z_y has
     L' = <p, z> - z_y and L'' = <p, z^2> - <p, z>^2, the variance of the logits under
     the model: convex. With db / dT = -b^2 that becomes 2 b^3 L' + b^4 L''.
-    Source: the exponential-family identity, Bishop, PRML (2006), eq. 2.226 and on.
+    Source: the exponential-family identity, Bishop, PRML (2006), section 2.4.
 
     >>> rows, labels = jnp.array([[1.0, 3.0]]), jnp.array([0])
     >>> print(jnp.round(temperature_curvature(rows, labels, jnp.array(2.0)), 4))

@@ -61,7 +61,7 @@ def regression_hvp(
 
     Move the parameters by the tangent: logits move by u_i = x_i tw + tb, residuals by
     h_i = p_i * (u_i - <p_i, u_i>) / n, the gradient by (x^T h + l2 tw, sum_i h_i).
-    Sources: Bishop, PRML (2006), eq. 4.110; the trick, Pearlmutter (1994).
+    Sources: Bishop, PRML (2006), section 4.3.4; the trick, Pearlmutter (1994).
 
     >>> x, tangent = jnp.array([[1.0, 2.0]]), (jnp.zeros((2, 2)), jnp.array([1.0, 0.0]))
     >>> print(*regression_hvp(jnp.zeros((2, 2)), jnp.zeros(2), x, tangent))
@@ -118,7 +118,7 @@ def regression_fisher_vp(
     g_iy is the gradient of -log p_iy and y ~ softmax(z_i). In the logits that is
     E_y[(p - e_y)(p - e_y)^T] = E_y[e_y e_y^T] - p p^T = diag(p) - p p^T, the Hessian of
     the loss: this is the Hessian of the objective without its penalty.
-    Source: Martens (arXiv:1412.1193), section 9.
+    Source: Martens (arXiv:1412.1193).
 
     >>> x, tangent = jnp.array([[1.0, 2.0]]), (jnp.zeros((2, 2)), jnp.array([1.0, 0.0]))
     >>> print(regression_fisher_vp(jnp.zeros((2, 2)), jnp.zeros(2), x, tangent)[1])
@@ -210,7 +210,7 @@ def regression_hessian(
     x_i carries a last 1 for the bias, H_i = diag(p_i) - p_i p_i^T, and l2 is added on
     the diagonal of w. Parameters are in the order of `ravel_pytree((w, b))`: the rows
     of w, then b. Memory is ((features + 1) classes)^2.
-    Source: Boehning (1992), Multinomial logistic regression algorithm, eq. 2.3.
+    Source: Boehning (1992), Multinomial logistic regression algorithm.
 
     >>> x = jnp.array([[2.0]])
     >>> print(regression_hessian(jnp.zeros((1, 2)), jnp.zeros(2), x))

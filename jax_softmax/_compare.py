@@ -10,6 +10,7 @@ from jax_softmax import _gradient_arguments as arguments
 from jax_softmax import _gradient_judge as judging
 from jax_softmax import _gradient_methods as methods
 from jax_softmax import _gradient_remarks as remarks
+from jax_softmax._gradient_digits import Unsupported, in_decimals
 from jax_softmax._gradient_judge import Problem
 from jax_softmax._gradient_report import (
     EVIDENCE,
@@ -36,7 +37,7 @@ def compare_gradients(
     floor: float | int = 0.0,
     seed: int = 0,
 ) -> GradientReport:
-    """How far each way to a derivative of `function` is from a float64 run.
+    """How far each way to a derivative of `function` is from the exact one.
 
     The ways are reverse mode, forward mode, the closed form, central and Richardson
     differences and a complex step; each gets a row per array. What the closed form is
@@ -48,15 +49,18 @@ def compare_gradients(
         full_jacobian, order 1      closed_form(*args)             as jax.jacrev
         full_jacobian, order 2      closed_form(*args)             as jax.hessian
 
-    The judge is reverse mode of `judge` (by default `function`) on the same numbers in
-    float64, inside `jax.enable_x64(True)`: the caller's jax config is as it was. A
-    judge can be wrong as well, so at the probed entries it is itself compared with
-    float64 differences, and what they contradict is a doubt: raise_if fails on it.
+    The judge is reverse mode of `judge` (by default `function`) on the same numbers:
+    its program is traced in float64, inside `jax.enable_x64(True)` (the caller's jax
+    config is as it was), and run in 60 decimal digits, so that nothing which cancels in
+    float64 is lost. Where decimals have no such operation, or would take more than a
+    few seconds, float64 runs it, and the report says so. A judge can be wrong as well,
+    so at the probed entries it is itself compared with float64 differences, and what
+    they contradict is a doubt: raise_if fails on it.
     Order 2 takes the gradient on trust: compare that first.
 
     Args:
         function: of pytrees, to an array or a pytree; it is jitted. Give a judge when
-            it has a rule of its own, or loses in float64 the digits that matter.
+            it has a rule of its own.
         closed_form: the derivative on paper; several under names in a dict; or None.
         *args: arrays, numbers or pytrees; integer leaves are never differentiated.
         argnums: what to differentiate, as for jax.grad.
@@ -124,7 +128,7 @@ def compare_gradients(
     own, judged = problem(function), problem(judge or function)
     outer = (template if order == 2 else result) if full_jacobian else None
     blocks = arguments.blocks_of(names, moving, outer, names if order == 2 else None)
-    exact = _exact(judged)
+    exact, in_float64, short_of_decimals = _exact(judged)
 
     # First the ways that see every entry, then those that look where these are worst.
     notes: list[str] = []
@@ -158,15 +162,25 @@ def compare_gradients(
             measure(block.name, n, block.dtype, got, exact[i], at, block.shape, floor)
             for n, got, at in tables
         ]
-    notes[:0] = remarks.about_the_judge(judged, own, judge is not None)
-    doubts = remarks.doubts(judged, blocks, columns, exact, seen, notes)
+    notes[:0] = remarks.about_the_judge(
+        judged, own, judge is not None, short_of_decimals
+    )
+    doubts = remarks.doubts(judged, blocks, columns, exact, in_float64, seen, notes)
     return GradientReport(tuple(rows), tuple(doubts), tuple(notes))
 
 
-def _exact(judged: Problem) -> methods.Matrices:
+def _exact(
+    judged: Problem,
+) -> tuple[methods.Matrices, methods.Matrices, str | None]:
+    """The judge's derivative, float64's, and what kept it from decimals, if any."""
     try:
         with judging.float64():
-            return judging.reverse(judging.widened(judged))
+            wide = judging.widened(judged)
+            in_float64 = judging.reverse(wide)
+            try:
+                return judging.reverse(wide, in_decimals), in_float64, None
+            except Unsupported as reason:
+                return in_float64, in_float64, str(reason)
     except Exception as error:
         error.add_note(
             "compare_gradients: this is the judge, on float64 arguments. Pass arrays "

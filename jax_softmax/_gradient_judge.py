@@ -1,4 +1,4 @@
-"""The judge of compare_gradients: a float64 run, and what witnesses say about it."""
+"""The judge of compare_gradients, and what float64 differences say about it."""
 
 import importlib
 import warnings
@@ -71,18 +71,18 @@ def widened(problem: Problem) -> Problem:
     )
 
 
-def reverse(problem: Problem) -> methods.Matrices:
+def reverse(problem: Problem, run: Callable[..., Any] = jax.jit) -> methods.Matrices:
     """Reverse mode; of a product with a direction, reverse over what mapping does."""
     mapping, moving, fixed, direction = problem
     if direction is None:
-        return methods.reverse_matrices(mapping, moving, fixed)
+        return methods.reverse_matrices(mapping, moving, fixed, run)
 
     def product(moving: methods.Arrays, fixed: methods.Arrays) -> list[Any]:
         inner, vector = fixed
         pairs = zip(mapping(moving, inner), vector, strict=True)
         return [sum(jnp.sum(leaf * v) for leaf, v in pairs)]
 
-    rows = methods.reverse_matrices(product, moving, [fixed, direction])
+    rows = methods.reverse_matrices(product, moving, [fixed, direction], run)
     return [row.T for row in rows]
 
 

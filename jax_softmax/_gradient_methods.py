@@ -29,13 +29,15 @@ Sampler = Callable[[Sequence[float]], Samples]
 """Multiples of a natural length, 0 for the point itself, to values there."""
 
 
-def reverse_matrices(mapping: Mapping, moving: Arrays, fixed: Arrays) -> Matrices:
+def reverse_matrices(
+    mapping: Mapping, moving: Arrays, fixed: Arrays, run: Callable[..., Any] = jax.jit
+) -> Matrices:
     """Reverse mode: jax.grad of a scalar, jax.jacrev of anything else."""
     outputs = jax.eval_shape(mapping, moving, fixed)
     if len(outputs) == 1 and outputs[0].shape == ():
-        gradient = jax.jit(jax.grad(lambda *arrays: mapping(*arrays)[0]))
+        gradient = run(jax.grad(lambda *arrays: mapping(*arrays)[0]))
         return [_wide(leaf).reshape(1, -1) for leaf in gradient(moving, fixed)]
-    rows = jax.jit(jax.jacrev(mapping))(moving, fixed)
+    rows = run(jax.jacrev(mapping))(moving, fixed)
     return [
         _wide(block).reshape(output.size, -1)
         for output, blocks in zip(outputs, rows, strict=True)

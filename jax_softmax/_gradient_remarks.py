@@ -7,6 +7,7 @@ import numpy as np
 
 from jax_softmax import _gradient_methods as methods
 from jax_softmax._gradient_arguments import Block
+from jax_softmax._gradient_digits import DIGITS
 from jax_softmax._gradient_judge import (
     Columns,
     Problem,
@@ -60,19 +61,27 @@ def _near(got: np.ndarray, exact: np.ndarray) -> bool:
 
 
 @np.errstate(all="ignore")
-def about_the_judge(judged: Problem, own: Problem, given: bool) -> list[str]:
+def about_the_judge(
+    judged: Problem, own: Problem, given: bool, short_of_decimals: str | None
+) -> list[str]:
     """How the judge was run, and whether it ran the same function."""
     who = "the judge's own function" if given else "the function"
+    how = f"in {DIGITS} decimal digits"
+    if short_of_decimals:
+        how = f"in float64 (not in decimals: {short_of_decimals})"
     if all(array.dtype == np.float64 for array in own.moving):
-        return [
-            f"judge: reverse mode of {who} in float64. The arguments are float64 "
-            "themselves: errors of a few ULP cannot be told from the judge's own"
-        ]
+        notes = [f"judge: reverse mode of {who} {how}"]
+        if short_of_decimals:
+            notes[0] += (
+                ". The arguments are float64 themselves: errors of a few ULP cannot be "
+                "told from the judge's own"
+            )
+        return notes
     on = jnp.zeros(()).dtype == np.float64
     was = "was on already" if on else "is off outside, as before"
     notes = [
-        f"judge: reverse mode of {who} in float64, as {own.moving[0].dtype} cannot "
-        f"judge itself; x64 was needed: inside this call, by jax.enable_x64; it {was}"
+        f"judge: reverse mode of {who} {how}, as {own.moving[0].dtype} cannot judge "
+        f"itself; x64 was needed: inside this call, by jax.enable_x64; it {was}"
     ]
     with float64():
         wide = widened(judged)
@@ -96,6 +105,7 @@ def doubts(
     blocks: Sequence[Block],
     columns: Columns,
     exact: methods.Matrices,
+    in_float64: methods.Matrices,
     seen: Witness,
     notes: list[str],
 ) -> list[str]:
@@ -138,7 +148,16 @@ def doubts(
         slopes, right = seen.slopes[i], exact[i][:, columns[block.leaf]]
         size = np.max(np.abs(right), initial=0.0, where=np.isfinite(right))
         near = np.abs(slopes - right) <= 1e-6 * size + 10 * seen.trust[i]
-        far = np.isfinite(slopes) & ~near
+        plain = in_float64[i][:, columns[block.leaf]]
+        # What float64 loses in reverse mode, its differences cannot see either.
+        lost = ~(np.abs(plain - right) <= 1e-3 * np.abs(right))
+        if np.any(lost & np.isfinite(right)):
+            at = tuple(np.argwhere(lost & np.isfinite(right))[0])
+            notes.append(
+                f"float64 loses the digits of {name(np.array(at))}: it gives "
+                f"{plain[at]:.6g} for {right[at]:.6g}; differences say nothing there"
+            )
+        far = np.isfinite(slopes) & ~near & ~lost
         # A kink beside the point spoils wide differences, but not the close ones.
         beside = far & (np.abs(seen.close(i) - right) <= 1e-5 * size)
         if np.any(beside):
