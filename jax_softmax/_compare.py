@@ -10,7 +10,7 @@ from jax_softmax import _gradient_arguments as arguments
 from jax_softmax import _gradient_judge as judging
 from jax_softmax import _gradient_methods as methods
 from jax_softmax import _gradient_remarks as remarks
-from jax_softmax._gradient_digits import Unsupported, in_decimals
+from jax_softmax._gradient_digits import in_decimals
 from jax_softmax._gradient_judge import Problem
 from jax_softmax._gradient_report import (
     EVIDENCE,
@@ -52,8 +52,8 @@ def compare_gradients(
     The judge is reverse mode of `judge` (by default `function`) on the same numbers:
     its program is traced in float64, inside `jax.enable_x64(True)` (the caller's jax
     config is as it was), and run in 60 decimal digits, so that nothing which cancels in
-    float64 is lost. Where decimals have no such operation, or would take more than a
-    few seconds, float64 runs it, and the report says so. A judge can be wrong as well,
+    float64 is lost. Where decimals have no such operation, or would take more than
+    a second, float64 runs it, and the report says so. A judge can be wrong as well,
     so at the probed entries it is itself compared with float64 differences, and what
     they contradict is a doubt: raise_if fails on it.
     Order 2 takes the gradient on trust: compare that first.
@@ -179,8 +179,9 @@ def _exact(
             in_float64 = judging.reverse(wide)
             try:
                 return judging.reverse(wide, in_decimals), in_float64, None
-            except Unsupported as reason:
-                return in_float64, in_float64, str(reason)
+            except (*_REFUSALS, ArithmeticError, LookupError) as refusal:
+                reason = (str(refusal).strip() or type(refusal).__name__).splitlines()
+                return in_float64, in_float64, reason[0]
     except Exception as error:
         error.add_note(
             "compare_gradients: this is the judge, on float64 arguments. Pass arrays "

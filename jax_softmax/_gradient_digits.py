@@ -21,7 +21,7 @@ from jax.extend.core import Literal
 
 DIGITS = 60
 _CONTEXT = decimal.Context(prec=DIGITS, Emin=-999999, Emax=999999, traps=[])
-_BUDGET = 4_000_000  # additions, about: a second or two
+_BUDGET = 1_000_000  # additions, about: half a second
 _TINY = Decimal(10) ** -(DIGITS // 2)
 _NAN = Decimal("nan")
 
