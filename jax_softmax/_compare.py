@@ -53,7 +53,7 @@ def compare_gradients(
     its program is traced in float64, inside `jax.enable_x64(True)` (the caller's jax
     config is as it was), and run in 60 decimal digits, so that nothing which cancels in
     float64 is lost. Where decimals have no such operation, or would take more than
-    a second, float64 runs it, and the report says so. A judge can be wrong as well,
+    a second, and for a judge that was given, float64 runs it; the report says so. A judge can be wrong as well,
     so at the probed entries it is itself compared with float64 differences, and what
     they contradict is a doubt: raise_if fails on it.
     Order 2 takes the gradient on trust: compare that first.
@@ -128,7 +128,7 @@ def compare_gradients(
     own, judged = problem(function), problem(judge or function)
     outer = (template if order == 2 else result) if full_jacobian else None
     blocks = arguments.blocks_of(names, moving, outer, names if order == 2 else None)
-    exact, in_float64, short_of_decimals = _exact(judged)
+    exact, in_float64, short_of_decimals = _exact(judged, judge is not None)
 
     # First the ways that see every entry, then those that look where these are worst.
     notes: list[str] = []
@@ -170,13 +170,15 @@ def compare_gradients(
 
 
 def _exact(
-    judged: Problem,
+    judged: Problem, given: bool
 ) -> tuple[methods.Matrices, methods.Matrices, str | None]:
     """The judge's derivative, float64's, and what kept it from decimals, if any."""
     try:
         with judging.float64():
             wide = judging.widened(judged)
             in_float64 = judging.reverse(wide)
+            if given:
+                return in_float64, in_float64, "it was given, to keep its digits"
             try:
                 return judging.reverse(wide, in_decimals), in_float64, None
             except (*_REFUSALS, ArithmeticError, LookupError) as refusal:
