@@ -332,7 +332,8 @@ def step_section(found: Sequence[StepCurves]) -> str:
                 f"{curves.autodiff:.1e}",
             )
         )
-        few, many = (-math.log10(e) for e in (central, curves.autodiff))
+        half_ulp = float(jnp.finfo(curves.dtype).eps) / 2  # an error of 0 is no better
+        few, many = (-math.log10(max(e, half_ulp)) for e in (central, curves.autodiff))
         digits.append(f"{few:.0f} digits in {curves.dtype} (autodiff: {many:.0f})")
     head = ("type", "central", "its step", "Richardson", "its step", "autodiff")
     return "\n".join(
