@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 import jax_softmax
 from experiments import report
+from experiments.command import make_folder
 from experiments.measure import Contender, Timing, compiled, interleave
 
 OURS = "jax_softmax"
@@ -150,6 +151,7 @@ def looped(function: Function, repeats: int) -> Function:
 
 def run(settings: Settings) -> None:
     """Measure, print, save."""
+    make_folder(settings.out)
     rows = []
     shapes = dict(list(SHAPES.items())[:3]) if settings.quick else SHAPES
     seconds = 0.1 if settings.quick else settings.seconds
@@ -168,7 +170,6 @@ def run(settings: Settings) -> None:
         report.say(
             f"{dtype}: geometric mean of the ratios to the best peer {ratio:.2f}"
         )
-    settings.out.mkdir(parents=True, exist_ok=True)
     (settings.out / "dense.json").write_text(
         report.to_json(
             {

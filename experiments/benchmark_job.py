@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from experiments import report
-from experiments.command import Failed
+from experiments.command import Failed, make_folder
 
 IMPORTS = "import experiments.fashion_mnist, experiments.pictures, orbax.checkpoint"
 
@@ -37,6 +37,7 @@ class Settings:
 
 def run(settings: Settings) -> None:
     """Measure, print, save."""
+    make_folder(settings.out)
     job = ["-m", "experiments.fashion_mnist", "--dataset", settings.dataset]
     job += ["--quick"] if settings.quick else []
     rounds = 1 if settings.quick else settings.rounds
@@ -55,7 +56,6 @@ def run(settings: Settings) -> None:
     ]
     table = _table(rows)
     report.say(table)
-    settings.out.mkdir(parents=True, exist_ok=True)
     (settings.out / "job.md").write_text(table + "\n")
     facts = {"environment": report.environment(), "imports_megabytes": imports}
     (settings.out / "job.json").write_text(

@@ -21,7 +21,7 @@ from jax import Array, lax
 from matplotlib.figure import Figure
 
 from experiments import report
-from experiments.command import BadInput
+from experiments.command import BadInput, make_folder
 from experiments.measure import Contender, compiled, interleave
 from jax_softmax import mean_linear_cross_entropy
 
@@ -67,6 +67,7 @@ def run(settings: Settings) -> None:
         raise BadInput(
             f"There is no shape {sorted(unknown)[0]}: choose of {', '.join(SHAPES)}."
         )
+    make_folder(settings.out)
     path = settings.out / "linear.json"
     rows = json.loads(path.read_text())["rows"] if path.is_file() else []
     for shape_name, shape in _wanted(settings):
@@ -78,7 +79,6 @@ def run(settings: Settings) -> None:
         same = (shape_name, row["classes"], peers())
         rows = [r for r in rows if (r["shape"], r["classes"], r["peers"]) != same]
         rows.append(row)
-        settings.out.mkdir(parents=True, exist_ok=True)
         path.write_text(report.to_json({"rows": rows}))
     draw([r for r in rows if r["shape"] == "growth"], settings.out / "growth.png")
     report.say(f"Files: {path}, {settings.out / 'growth.png'}")

@@ -18,6 +18,7 @@ import optax
 from jax import Array, lax
 
 from experiments import data, report
+from experiments.command import make_folder
 from experiments.measure import Contender, Timing, compiled, interleave
 from jax_softmax import SoftmaxRegression, evaluate, fit
 from jax_softmax._shuffle import epoch_order
@@ -47,6 +48,7 @@ class Settings:
 
 def run(settings: Settings) -> None:
     """Measure, print, save."""
+    make_folder(settings.out)
     dataset = data.load(settings.dataset, settings.data_dir)
     contenders = whole_epochs(dataset) | parts(dataset)
     if find_spec("torch"):
@@ -76,7 +78,6 @@ def run(settings: Settings) -> None:
         report.say(
             f"{row['of']} / {row['to']}: {row['ratio']:.2f} (target {row['target']})"
         )
-    settings.out.mkdir(parents=True, exist_ok=True)
     path = settings.out / "train.json"
     rounds = len(next(iter(timings.values())).seconds)
     path.write_text(

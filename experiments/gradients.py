@@ -21,7 +21,7 @@ import optax
 import tyro
 
 from experiments import data, gradient_figures, gradient_pair, report
-from experiments.command import BadInput, main
+from experiments.command import main, make_folder
 from experiments.fashion_mnist import pixels
 from experiments.gradient_cases import on_logits, on_weights
 from experiments.gradient_curves import (
@@ -93,13 +93,7 @@ def run(settings: Settings) -> None:
         gradient_pair.run(settings.pair, settings.out)
         return
     out = settings.out or Path("experiments/results/gradients")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(
-            f"The output folder {out} cannot be written ({error.strerror}): "
-            "choose another --out."
-        ) from None
+    make_folder(out)
     quick = settings.quick
     dataset = data.load(settings.dataset, settings.data_dir)
     models = trained_models(dataset, quick)

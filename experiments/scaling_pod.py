@@ -39,7 +39,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments import report
-from experiments.command import BadInput
+from experiments.command import BadInput, make_folder
 from jax_softmax import mean_linear_cross_entropy
 
 TOPOLOGIES = {1: "2x2", 4: "2x2", 16: "4x4", 64: "8x8", 256: "16x16"}
@@ -255,6 +255,7 @@ def run(settings: Pod) -> None:
     unknown = set(settings.chips) - set(TOPOLOGIES)
     if unknown or not settings.chips:
         raise BadInput(f"--chips must be of {[*TOPOLOGIES]}, got {settings.chips}.")
+    make_folder(settings.out)
     shape = Shape(256, 512, 16384) if settings.quick else Shape()
     rows = []
     for chips in settings.chips:
@@ -265,7 +266,6 @@ def run(settings: Pod) -> None:
         "rows": rows,
         "environment": report.environment(),
     }
-    settings.out.mkdir(parents=True, exist_ok=True)
     (settings.out / "pod.json").write_text(report.to_json(found))
     (settings.out / "pod.md").write_text(table(rows))
     draw(rows, settings.out / "pod.png")

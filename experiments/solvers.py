@@ -31,7 +31,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model._linear_loss import LinearModelLoss
 
 from experiments import data, report
-from experiments.command import BadInput, main
+from experiments.command import BadInput, main, make_folder
 from jax_softmax._regression import SoftmaxRegression
 from jax_softmax._solve import Solution, Solver, solve
 
@@ -271,6 +271,7 @@ def run(settings: Settings) -> None:
                 raise BadInput(f'{flag} "{name}" is none of {options}.')
     if RIVAL not in settings.peers:
         raise BadInput(f'--peers must have "{RIVAL}" among them: it sets the goals.')
+    make_folder(settings.out)
     if settings.quick:
         settings = replace(settings, dataset="digits", limit=1.0)
     p = problem(settings.dataset, settings.data_dir)
@@ -313,7 +314,6 @@ def run(settings: Settings) -> None:
         }
         for name, result in certificates.items()
     }
-    settings.out.mkdir(parents=True, exist_ok=True)
     rows = race(curves, minimum, settings.limit)
     (settings.out / f"{settings.dataset}.json").write_text(
         report.to_json(

@@ -22,7 +22,7 @@ from jax import Array, lax
 from matplotlib.figure import Figure
 
 from experiments import data, report
-from experiments.command import BadInput, main
+from experiments.command import BadInput, main, make_folder
 from jax_softmax._closed_form_regression import regression_hvp
 from jax_softmax._fit import fit
 from jax_softmax._regression import SoftmaxRegression
@@ -197,6 +197,7 @@ def run(settings: Settings) -> None:
         raise BadInput("--lowest must be above 0 and no higher than --highest.")
     if not settings.batch_sizes or min(settings.batch_sizes) < 1:
         raise BadInput("--batch-sizes must be numbers of at least 1.")
+    make_folder(settings.out)
     dataset = data.load(settings.dataset, settings.data_dir)
     rates = np.geomspace(settings.lowest, settings.highest, settings.rates)
     keys = jax.random.split(jax.random.key(0), settings.seeds)
@@ -211,7 +212,6 @@ def run(settings: Settings) -> None:
             "{validation_accuracy:.4f}, {diverged} diverged".format(**table[-1])
         )
         report.say(f"    {done.validation_loss.size} models in {done.seconds:.1f} s")
-    settings.out.mkdir(parents=True, exist_ok=True)
     x = pixels(jnp.asarray(dataset.train_images))
     curvatures = {}
     for when, model in (

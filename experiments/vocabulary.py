@@ -22,7 +22,7 @@ from jax import Array
 from matplotlib.figure import Figure
 
 from experiments import english, report
-from experiments.command import BadInput, main
+from experiments.command import BadInput, main, make_folder
 from experiments.measure import compiled, interleave
 from jax_softmax import linear_softmax_summary, mean_linear_cross_entropy
 
@@ -94,6 +94,7 @@ def naive_loss(model: Model, batch: Batch) -> Array:
 
 def run(settings: Settings) -> None:
     """Train, compare, predict, save."""
+    make_folder(settings.out)
     text = english.load(settings.text, settings.classes)
     validation_words = min(16384, len(text.ids) // 10)
     train, validation = np.split(text.ids, [len(text.ids) - validation_words])
@@ -149,7 +150,6 @@ def run(settings: Settings) -> None:
         "largest_difference_of_the_losses": _apart(runs),
         "skip_below": filtering(model, _batch(train, settings, random)),
     }
-    settings.out.mkdir(parents=True, exist_ok=True)
     (settings.out / "vocabulary.json").write_text(report.to_json(results))
     page = predictions(text, held_out, summary)
     (settings.out / "predictions.md").write_text(page)
