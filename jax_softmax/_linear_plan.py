@@ -17,7 +17,7 @@ from jax_softmax._shards import AxisName, Shards, alike
 Chunk = tuple[int, int]  # (tokens, classes)
 # What is kept of one chunk of tokens may take this on a CPU, and elsewhere.
 KEPT_BYTES = {True: 52 * 10**6, False: 2**29}
-TILE_ELEMENTS = 2**19  # on a CPU: a few such tiles stay in its cache
+TILE_ELEMENTS = 2**18  # on a CPU: a few such tiles stay in its cache
 LEAST_TOKENS = 128  # of a chunk: with fewer, reading w again for each costs more
 
 
