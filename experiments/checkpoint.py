@@ -170,7 +170,7 @@ class Checkpoints:
     def _look_for_room(self, size: int) -> None:
         """Before Orbax begins: its threads speak up in their own way."""
         self.folder.mkdir(exist_ok=True)
-        if shutil.disk_usage(self.folder).free < 2 * size + OVERHEAD:
+        if self._free_bytes() < 2 * size + OVERHEAD:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _failure(self, error: Exception) -> Failed:
@@ -181,10 +181,16 @@ class Checkpoints:
             if whole
             else "there is none before it"
         )
+        # Orbax may tell of a full disk as of one file that it could not write.
+        full = self.folder.is_dir() and self._free_bytes() < OVERHEAD
+        reason = os.strerror(errno.ENOSPC) if full else _first_line(error)
         return Failed(
-            f"A checkpoint cannot be written in {self.folder} ({_first_line(error)}): "
+            f"A checkpoint cannot be written in {self.folder} ({reason}): "
             f"make room there; {kept}."
         )
+
+    def _free_bytes(self) -> int:
+        return shutil.disk_usage(self.folder).free
 
 
 class Unusable(Exception):
