@@ -87,7 +87,7 @@ def _evaluated(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[A
 def _applied(equation: Any, args: list[Any]) -> list[Any]:
     name, params = equation.primitive.name, equation.params
     if name == "scan":
-        return _scanned(params, args)
+        return _scanned(equation, args)
     if name == "cond":
         return _evaluated(*_body(params["branches"][int(args[0])]), args[1:])
     if inner := _inner(name, params):
@@ -119,9 +119,16 @@ def _body(inner: Any) -> tuple[Any, Sequence[Any]]:
     return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
 
 
-def _scanned(params: Any, args: list[Any]) -> list[Any]:
-    split = params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts, carry, over = args[: split[0]], args[slice(*split)], args[split[1] :]
+def _scanned(equation: Any, args: list[Any]) -> list[Any]:
+    params = equation.params
+    body, _ = _body(params["jaxpr"])
+
+    def carried(outer: Any, inner: Any) -> int:  # what is scanned over has one axis more
+        return sum(o.aval.ndim == i.aval.ndim for o, i in zip(outer, inner, strict=True))
+
+    whole = carried(equation.invars, body.invars)
+    first = whole - carried(equation.outvars, body.outvars)
+    consts, carry, over = args[:first], args[first:whole], args[whole:]
     steps, stacked = range(params["length"]), {}
     for i in reversed(steps) if params["reverse"] else steps:
         rows = [np.asarray(np.asarray(x)[i], dtype=x.dtype) for x in over]
@@ -298,6 +305,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "sqrt": _elementwise(lambda a: a.sqrt()),
     "rsqrt": _elementwise(lambda a: 1 / a.sqrt()),
     "square": _elementwise(lambda a: a * a),
+    "one_minus_square": _elementwise(lambda a: 1 - a * a),
     "exp": _elementwise(lambda a: a.exp()),
     "log": _elementwise(lambda a: a.ln()),
     "log1p": _elementwise(_log1p),
