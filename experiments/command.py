@@ -88,7 +88,11 @@ def main(
         _exit(128 + number, "Interrupted.")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(FAILED)
+        _exit(
+            FAILED,
+            "Stopped: nobody reads the output any more. What was written is kept; "
+            "send the output to a file instead.",
+        )
 
 
 def parse(

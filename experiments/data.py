@@ -71,7 +71,7 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     """
     entry = _entry(name)
     if entry is DIGITS:
-        return _digits()
+        return _digits(data_dir)
     if data_dir is not None:
         data_dir = _filled_folder(Path(data_dir))
     reasons = []
@@ -91,7 +91,7 @@ def load_streamed(name: str, data_dir: Path | None = None) -> Dataset:
     """
     entry = _entry(name)
     if entry is DIGITS:
-        whole = _digits()
+        whole = _digits(data_dir)
         folder = user_cache() / "digits"
         return _rows(entry, folder, lambda: _one_by_one(whole))
     if data_dir is not None:
@@ -156,7 +156,8 @@ def _roads(
 
 
 def _no_road(entry: Entry, data_dir: Path | None, reasons: list[str]) -> str:
-    job = "uv run python -m experiments.fashion_mnist --data-dir FOLDER"
+    job = "uv run python -m experiments.fashion_mnist "
+    job += f"--dataset {entry.name} --data-dir FOLDER"
     files = "FOLDER holding " + (
         f"{rawfiles.CIFAR10_BINARY} or {rawfiles.CIFAR10_PYTHON}"
         if entry.name == "cifar10"
@@ -352,11 +353,16 @@ def _debian(entry: Entry) -> str:
     return f"Debian's package {entry.debian_package}"
 
 
-def _digits() -> Dataset:
+def _digits(data_dir: Path | None) -> Dataset:
     """The 1797 images that scikit-learn brings along: every fifth one is for testing.
 
     Its pixels are counts from 0 to 16; they are scaled to 0..255 and rounded.
     """
+    if data_dir is not None:
+        raise DataError(
+            f"The digits are bundled with scikit-learn and not read from {data_dir}: "
+            "leave --data-dir out."
+        )
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)

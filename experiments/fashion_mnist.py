@@ -374,9 +374,9 @@ def _check(settings: Train) -> None:
         )
     if settings.resume and settings.out:
         raise BadInput("--resume goes on in its own folder: leave --out out.")
-    if not 0 < settings.learning_rate < math.inf:
+    if not 0 < settings.learning_rate <= float(np.finfo(np.float32).max):
         raise BadInput(
-            "--learning-rate must be a finite number above 0, "
+            "--learning-rate must be a finite float32 number above 0, "
             f"got {settings.learning_rate:g}."
         )
     if not 0 <= settings.seed < 2**32:
@@ -444,6 +444,8 @@ def _read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
     try:
         with Image.open(path) as file:
+            if file.mode.startswith("I"):  # 16 bits of grey
+                file = Image.fromarray(np.rint(np.asarray(file) / 257).astype(np.uint8))
             image = np.asarray(file.convert("RGB" if len(shape) == 3 else "L"))
     except UnidentifiedImageError:
         raise BadInput(f"{path} is not an image: give PNG files.") from None

@@ -1,9 +1,10 @@
 """Static facts, checked while tracing: free at run time, one sentence on failure."""
 
 import math
+from numbers import Integral, Real
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array, dtypes, lax
 from jax.typing import ArrayLike
 
 from jax_softmax._shards import AxisName, Shards
@@ -11,7 +12,7 @@ from jax_softmax._shards import AxisName, Shards
 
 def floating(name: str, value: ArrayLike) -> Array:
     """A floating-point array."""
-    array = jnp.asarray(value)
+    array = _array(name, value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
             f"{name} must be floating point, got {array.dtype}: "
@@ -25,14 +26,14 @@ def scores(name: str, value: ArrayLike) -> Array:
     array = floating(name, value)
     if array.ndim == 0 or array.shape[-1] == 0:
         raise ValueError(
-            f"{name} must have at least one class, got shape {array.shape}"
+            f"{name} must have a last axis of at least one class, got {array.shape}"
         )
     return array
 
 
 def class_ids(name: str, value: ArrayLike, batch: tuple[int, ...]) -> Array:
     """Integer labels, one for each row."""
-    array = jnp.asarray(value)
+    array = _array(name, value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
             f"{name} must be integer class ids, got {array.dtype}"
@@ -70,6 +71,8 @@ def axes(axis: int | tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]
     """Axes that exist, counted from the front, and hold at least one entry."""
     wanted = axis if isinstance(axis, tuple) else (axis,)
     rank = len(shape)
+    if not all(isinstance(a, Integral) and not isinstance(a, bool) for a in wanted):
+        raise TypeError(f"axis must be an int or a tuple of ints, got {axis!r}")
     if not wanted or not all(-rank <= a < rank for a in wanted):
         raise ValueError(f"axis must name axes of an array of rank {rank}, got {axis}")
     found = tuple(a % rank for a in wanted)
@@ -78,6 +81,27 @@ def axes(axis: int | tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]
     if math.prod(shape[a] for a in found) == 0:
         raise ValueError(f"axis {axis} must hold at least one entry, got shape {shape}")
     return found
+
+
+def fraction(name: str, value: float) -> float:
+    """A number in [0, 1] that is known while tracing."""
+    if not isinstance(value, Real):
+        raise TypeError(
+            f"{name} must be a Python number, known while tracing (under jit, a static "
+            f"argument), got {type(value).__name__}"
+        )
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
+    return float(value)
+
+
+def one_key(name: str, value: Array) -> None:
+    """One PRNG key, typed or raw."""
+    typed = isinstance(value, Array) and jnp.issubdtype(value.dtype, dtypes.prng_key)
+    raw = isinstance(value, Array) and value.dtype == jnp.uint32
+    if not (typed or raw) or value.ndim != (0 if typed else 1):
+        found = value.shape if typed or raw else type(value).__name__
+        raise TypeError(f"{name} must be one key, as jax.random.key(0), got {found}")
 
 
 def same_shape(name: str, array: Array, wanted: tuple[int, ...]) -> None:
@@ -111,8 +135,17 @@ def shards(axis_name: AxisName | None, here: int, classes: int | None) -> Shards
     return Shards(axis_name, here, devices, classes or here * devices)
 
 
+def _array(name: str, value: ArrayLike) -> Array:
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name} must be an array of numbers, got {type(value).__name__}"
+        ) from None
+
+
 def _boolean(name: str, value: ArrayLike) -> Array:
-    array = jnp.asarray(value)
+    array = _array(name, value)
     if array.dtype != bool:
         raise TypeError(f"{name} must be boolean (True = keep), got {array.dtype}")
     return array

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ class Progress(NamedTuple):
     losses: Float[np.ndarray, " steps"]
 
     @classmethod
-    def start(cls, model: Model, optimizer: optax.GradientTransformation) -> Self:
+    def start(cls, model: Model, optimizer: optax.GradientTransformation) -> "Progress":
         """Before the first step."""
         no_losses = np.zeros(0, np.float32)
         return cls(model, optimizer.init(model), model, 1, no_losses)
@@ -128,6 +128,7 @@ def fit(
     Raises:
         ValueError: no rows, not as many labels as rows, batch_size < 1, epochs < 0 or
             watch_every < 1.
+        TypeError: optimizer is none of optax's, or key not one key.
         NonFiniteLoss: names the step; it carries the last model with a finite loss.
 
     >>> x = jnp.array([[0.0], [1.0], [2.0], [3.0]])
@@ -140,6 +141,12 @@ def fit(
     (50, 1.0)
     """
     source = x if isinstance(x, Rows) else _InMemory(x, labels)
+    checks.one_key("key", key)
+    if not hasattr(optimizer, "update"):
+        raise TypeError(
+            "optimizer must be one of optax's, such as optax.sgd(0.1), "
+            f"got {optimizer!r}"
+        )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if epochs < 0:
@@ -209,10 +216,16 @@ def evaluate(
     *,
     transform: Transform = jnp.asarray,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean cross-entropy and accuracy over all rows."""
-    logits = _logits(model, jnp.asarray(x), transform)
+    """Mean cross-entropy and accuracy over all rows; both NaN if a loss is NaN.
+
+    Raises:
+        ValueError: no rows, or not as many labels as rows.
+    """
+    x, labels = _examples("x", "labels", x, labels)
+    logits = _logits(model, x, transform)
+    loss = cross_entropy(logits, labels).mean()
     accuracy = (logits.argmax(-1) == labels).mean()
-    return cross_entropy(logits, labels).mean(), accuracy
+    return loss, jnp.where(jnp.isnan(loss), jnp.nan, accuracy)
 
 
 def _logits(model: Model, x: Array, transform: Transform) -> Array:
@@ -246,7 +259,7 @@ def _train(
     state: _State,
     x: Array,
     labels: Array,
-    steps: int,
+    steps: Int[ArrayLike, ""],
     *,
     optimizer: optax.GradientTransformation,
     objective: Objective,

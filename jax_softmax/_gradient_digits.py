@@ -9,6 +9,7 @@ has no counterpart here, or takes too long, is Unsupported: then float64 must do
 
 import decimal
 import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -123,8 +124,12 @@ def _scanned(equation: Any, args: list[Any]) -> list[Any]:
     params = equation.params
     body, _ = _body(params["jaxpr"])
 
-    def carried(outer: Any, inner: Any) -> int:  # what is scanned over has one axis more
-        return sum(o.aval.ndim == i.aval.ndim for o, i in zip(outer, inner, strict=True))
+    def carried(
+        outer: Any, inner: Any
+    ) -> int:  # what is scanned over has one axis more
+        return sum(
+            o.aval.ndim == i.aval.ndim for o, i in zip(outer, inner, strict=True)
+        )
 
     whole = carried(equation.invars, body.invars)
     first = whole - carried(equation.outvars, body.outvars)
@@ -226,7 +231,7 @@ def _slice(x: Any, *, start_indices: Any, limit_indices: Any, strides: Any) -> A
 
 
 def _elementwise(f: Callable[..., Any]) -> Callable[..., Any]:
-    run = np.frompyfunc(f, f.__code__.co_argcount, 1)
+    run = np.frompyfunc(f, len(inspect.signature(f).parameters), 1)
 
     def operation(*args: Any, **_: Any) -> Any:
         return run(*args)

@@ -11,6 +11,7 @@ the row's largest.
 """
 
 import math
+from numbers import Real
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -149,7 +150,7 @@ def conditional_entropy(
 
 def nats_in(base: float) -> float:
     """log(base): how many nats one unit of this base is."""
-    if not (base > 0 and base != 1):
+    if not (isinstance(base, Real) and base > 0 and base != 1):
         raise ValueError(f"base must be above 0 and not 1, got {base}")
     return math.log(base)
 

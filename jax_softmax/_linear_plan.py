@@ -72,8 +72,7 @@ def head_of(
     shards: Shards,
     skip_below: float = 0.0,
 ) -> Head:
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    label_smoothing = checks.fraction("label_smoothing", label_smoothing)
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap must be positive, got {softcap}")
     if chunk is not None and (len(chunk) != 2 or min(chunk) < 1):

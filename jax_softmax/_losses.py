@@ -72,8 +72,7 @@ def cross_entropy(
     logits = checks.scores("logits", logits)
     batch = logits.shape[:-1]
     labels = checks.class_ids("labels", labels, batch)
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    label_smoothing = checks.fraction("label_smoothing", label_smoothing)
     shards = checks.shards(axis_name, logits.shape[-1], classes)
     z, keep = kept_rows(logits, where)
     z = shards.ruled(z)

@@ -152,7 +152,7 @@ def complement(z: Array, p: Partition) -> Array:
 @jax.custom_jvp
 def total(terms: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
     """The sum of terms >= 0. XLA for CPU would add a lone row one term at a time."""
-    return lax.platform_dependent(terms, cpu=_exact_sum, default=lambda t: t.sum(-1))
+    return lax.platform_dependent(terms, cpu=_sum_in_two, default=lambda t: t.sum(-1))
 
 
 @total.defjvp
@@ -288,6 +288,18 @@ def _exact_sum(terms: Array) -> Array:
     coarse, fine = lax.optimization_barrier((coarse, terms - coarse))
     exact = _dot_sum(coarse) + _dot_sum(fine)
     return jnp.where(jnp.isfinite(2 * rough), exact, rough)
+
+
+def _sum_in_two(terms: Array) -> Array:
+    """Block by block, since the rests of very many equal terms would count."""
+    classes, width = terms.shape[-1], TILE_CLASSES
+    if classes <= width**2:
+        return _exact_sum(terms)
+    blocks = classes // width
+    cut = blocks * width
+    parts = _exact_sum(terms[..., :cut].reshape(*terms.shape[:-1], blocks, width))
+    rest = _exact_sum(terms[..., cut:])
+    return _exact_sum(jnp.concatenate([parts, rest[..., None]], -1))
 
 
 def _dot_sum(terms: Array) -> Array:

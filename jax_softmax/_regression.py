@@ -1,6 +1,6 @@
 """Softmax regression: logits that are affine in the features."""
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ class SoftmaxRegression(NamedTuple):
         *,
         scale: float = 0.01,
         dtype: jnp.dtype = jnp.float32,
-    ) -> Self:
+    ) -> "SoftmaxRegression":
         """w ~ N(0, scale^2) and b = 0, as in the book."""
         w = scale * jax.random.normal(key, (features, classes), dtype)
         return cls(w, jnp.zeros(classes, dtype))

@@ -81,6 +81,7 @@ def sweep(
     Raises:
         ValueError: no rows, not as many labels as rows, leaves of models and keys that
             disagree about the seeds, or of settings about their number.
+        TypeError: optimizer is not a function of a setting.
 
     >>> x, labels = jnp.array([[0.0], [1.0], [2.0], [3.0]]), jnp.array([0, 0, 1, 1])
     >>> keys = jax.random.split(jax.random.key(0), 2)
@@ -92,6 +93,11 @@ def sweep(
     >>> print(epoch.validation_accuracy.shape, np.isfinite(epoch.train_loss[0]))
     (2, 3) [ True  True False]
     """
+    if not callable(optimizer):
+        raise TypeError(
+            "optimizer must make one of optax's from a setting, as optax.sgd does, "
+            "not be one already"
+        )
     x = np.asarray(x)
     if x.ndim == 0 or len(x) == 0:
         raise ValueError(f"x must have at least one row, got shape {x.shape}")

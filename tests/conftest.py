@@ -10,16 +10,7 @@ from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-CHECKED = (
-    "_checks",
-    "_partition",
-    "_reductions",
-    "_losses",
-    "_distributions",
-    "_information",
-    "_divergences",
-)
-install_import_hook([f"jax_softmax.{room}" for room in CHECKED], CHECKER)
+install_import_hook("jax_softmax", CHECKER)
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

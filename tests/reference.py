@@ -83,6 +83,7 @@ def total(x: Exact) -> Exact:
     return x[..., 0]
 
 
+BLOCK = 2**12
 LN2 = Exact(np.float64(0.6931471805599453), np.float64(2.3190468138462996e-17))
 
 
@@ -98,7 +99,14 @@ def expm1(x: Exact) -> Exact:
 
 
 def exp(x: Exact) -> Exact:
-    """exp(x) for x <= 0; exp(-inf) = 0."""
+    """exp(x) for x <= 0; exp(-inf) = 0. By blocks that stay in the cache."""
+    flat = Exact(x.high.ravel(), x.low.ravel())
+    blocks = [_exp(flat[i : i + BLOCK]) for i in range(0, flat.high.size, BLOCK)]
+    whole = Exact(*map(np.concatenate, zip(*blocks, strict=True)))
+    return Exact(whole.high.reshape(x.high.shape), whole.low.reshape(x.high.shape))
+
+
+def _exp(x: Exact) -> Exact:
     x = Exact(np.maximum(x.high, -2000.0), np.where(x.high < -2000.0, 0, x.low))
     k = np.rint(x.high / LN2.high)
     r = exact(1.0) + expm1(x - exact(k) * LN2)

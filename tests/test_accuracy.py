@@ -15,7 +15,6 @@ import reference as ref
 
 import jax_softmax as js
 
-SIZES = (2, 10, 1000, 50257, 262144)
 ROWS = {2: 256, 10: 64, 1000: 2, 50257: 1, 262144: 1}
 SCALES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 SMOOTHING = 0.1
@@ -63,7 +62,6 @@ class Case:
     def __init__(self, n, dtype, rows=None):
         rng = np.random.default_rng(n)
         found = list(families(rng, rows or ROWS[n], n))
-        found = found[:: 3 if n == SIZES[-1] else 1]  # the reference takes a while
         self.names = np.repeat([name for name, _, _ in found], rows or ROWS[n])
         self.z = np.concatenate([z for _, z, _ in found]).astype(dtype)
         self.labels = np.concatenate([y for _, _, y in found])
@@ -226,10 +224,16 @@ def within(errors, names, bound):
 
 
 @pytest.mark.parametrize("promise", BOUNDS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("n", [2, 10, 1000, 50257])
 def test_float32(n, promise):
     c = case(n)
     within(promise(c, ROADS["jit"]), c.names, BOUNDS[promise])
+
+
+def test_float32_of_the_largest_vocabulary():
+    c = case(262144)
+    for promise, bound in BOUNDS.items():  # in one test: the reference takes a while
+        within(promise(c, ROADS["jit"]), c.names + f", {promise.__name__}", bound)
 
 
 @pytest.mark.parametrize("promise", BOUNDS, ids=lambda f: f.__name__)

@@ -366,7 +366,7 @@ def test_when_every_road_is_closed(arrays, no_network):
         "does not answer",
         "package of Debian: this machine has no apt-get",
         "sudo apt-get install dataset-fashion-mnist",
-        "--data-dir FOLDER",
+        "--dataset fashion_mnist --data-dir FOLDER",
     ):
         assert part in message
 

@@ -117,6 +117,10 @@ def test_predicts_png_files(digits_run, capsys, tmp_path):
     printed = capsys.readouterr().out
     assert printed.startswith(str(path))
     assert printed.count("%") == 2
+    deep = tmp_path / "deep.png"
+    Image.fromarray(digits.test_images[0].astype(np.uint16) * 257).save(deep)
+    fashion_mnist.command_line(["predict", "--run", str(folder), str(deep)])
+    assert capsys.readouterr().out == printed.replace(str(path), str(deep))
 
 
 @pytest.mark.parametrize(
@@ -124,12 +128,14 @@ def test_predicts_png_files(digits_run, capsys, tmp_path):
     [
         (["--dataset", "fashion"], "no data set 'fashion': choose one of"),
         (["--data-dir", "nowhere/at/all"], "does not exist"),
+        ([*DIGITS, "--data-dir", "."], "bundled with scikit-learn"),
         (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["--epochs", "-1"], "--epochs must not be negative, got -1"),
-        (["--learning-rate", "0"], "finite number above 0, got 0"),
-        (["--learning-rate", "nan"], "finite number above 0, got nan"),
-        (["--learning-rate", "inf"], "finite number above 0, got inf"),
-        (["--learning-rate", "-1"], "finite number above 0, got -1"),
+        (["--learning-rate", "0"], "finite float32 number above 0, got 0"),
+        (["--learning-rate", "nan"], "finite float32 number above 0, got nan"),
+        (["--learning-rate", "inf"], "finite float32 number above 0, got inf"),
+        (["--learning-rate", "1e39"], "finite float32 number above 0, got 1e+39"),
+        (["--learning-rate", "-1"], "finite float32 number above 0, got -1"),
         (["--seed", "-1"], "--seed must be in"),
     ],
 )

@@ -6,7 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from jax_softmax import NonFiniteLoss, SoftmaxRegression, cross_entropy, fit
+from jax_softmax import (
+    NonFiniteLoss,
+    SoftmaxRegression,
+    cross_entropy,
+    evaluate,
+    fit,
+)
 from jax_softmax._shuffle import Blocks, epoch_order
 
 KEY = jax.random.key(0)
@@ -245,13 +251,27 @@ def test_divergence_keeps_a_model_whose_loss_was_finite():
         ({"x": np.zeros((0, 4), np.float32)}, "x must have at least one row"),
         ({"labels": np.zeros(5, int)}, r"labels must have shape \(103,\), got \(5,\)"),
         ({"validation": (np.zeros((2, 4)), np.zeros(3, int))}, "validation labels"),
+        ({"optimizer": "adam"}, "optimizer must be one of optax's.*'adam'"),
+        ({"key": 0}, "key must be one key.*int"),
+        ({"key": jax.random.split(KEY)}, r"key must be one key.*\(2,"),
     ],
 )
-def test_bad_input_is_one_sentence(change, sentence):
+def test_bad_input_is_one_sentence(change, sentence, our_errors):
     model, x, labels = problem()
     arguments = {"x": x, "labels": labels, "optimizer": optax.sgd(0.1), "key": KEY}
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
         fit(model, **(arguments | change))
+
+
+def test_evaluation_of_what_cannot_be_evaluated(our_errors):
+    model, x, labels = problem()
+    with pytest.raises(ValueError, match="x must have at least one row"):
+        evaluate(model, x[:0], labels[:0])
+    with pytest.raises(
+        ValueError, match=r"labels must have shape \(103,\), got \(5,\)"
+    ):
+        evaluate(model, x, labels[:5])
+    assert np.isnan(evaluate(model, np.where(x > 1, np.nan, x), labels)).all()
 
 
 def test_no_epochs_is_no_training():

@@ -454,33 +454,24 @@ def test_zeros_have_finite_derivatives():
     t = jnp.array([[0.5, 0, 0.25, 0], [0, 0, 0.25, 0], [0, 0, 0, 0]])
     arrays = {Logits: (z, y, jnp.log(t)), Probs: (p, q, t)}
 
-    @jax.jit
-    def everything():
-        found = {}
-        for name, (f, textbook) in TEXTBOOK.items():
-            for kinds in ((Logits, Logits), (Probs, Probs), (Probs, Logits)):
-                if textbook.__code__.co_argcount == 2:
-                    x = arrays[kinds[0]][0], arrays[kinds[1]][1]
-                elif name in ("mutual", "conditional"):
-                    x = (arrays[kinds[1]][2],)
-                    kinds = kinds[1:]
-                else:
-                    x = (arrays[kinds[1]][0],)
-                    kinds = kinds[1:]
+    for name, (f, textbook) in TEXTBOOK.items():
+        two = textbook.__code__.co_argcount == 2
+        place = 2 if name in ("mutual", "conditional") else 0
+        pairs = ((Logits, Logits), (Probs, Probs), (Probs, Logits))
+        for kinds in pairs if two else ((Logits,), (Probs,)):
+            x = tuple(arrays[kind][place + i] for i, kind in enumerate(kinds))
 
-                def of(*x, f=f, kinds=kinds):
-                    return f(*(k(v) for k, v in zip(kinds, x, strict=True)))
+            def of(*x, f=f, kinds=kinds):
+                return f(*(k(v) for k, v in zip(kinds, x, strict=True)))
 
-                where = tuple(range(len(x)))
-                found[f"{name} {kinds}"] = (
-                    jax.value_and_grad(of, where)(*x),
-                    jax.jvp(of, x, tuple(map(jnp.ones_like, x))),
-                    jax.hessian(of, where)(*x),
-                )
-        return found
+            def value_and_grad(*x, of=of):
+                both = jax.value_and_grad(of, tuple(range(len(x))))(*x)
+                return both, both
 
-    for name, found in everything().items():
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)), name
+            # The derivatives of the pair are the jvp along each axis and the Hessian.
+            derivatives = jax.jacfwd(value_and_grad, tuple(range(len(x))), has_aux=True)
+            for leaf in jax.tree.leaves(jax.jit(derivatives)(*x)):
+                assert np.isfinite(leaf).all(), f"{name} {kinds}"
 
 
 # --- Edges ----------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def test_separable_classes_without_a_penalty_say_so(solver):
     assert (np.asarray(cross_entropy(model.logits(x), jnp.array(labels))) < 0.1).all()
 
 
-def test_bad_input_names_the_argument(data):
+def test_bad_input_names_the_argument(data, our_errors):
     x, labels = data
     with pytest.raises(ValueError, match="labels"):
         solve(start(), x, labels[:5])

@@ -128,13 +128,14 @@ def test_images_stay_as_they_are():
         ({"epochs": -1}, "epochs must be at least 0, got -1"),
         ({"keys": KEYS[:1]}, "keys and models must share one leading axis"),
         ({"settings": 0.1}, "settings must share one leading axis"),
+        ({"optimizer": optax.sgd(0.1)}, "optimizer must make one of optax's from a"),
         (
             {"settings": (np.ones(2), np.ones(3))},
             "settings must share one leading axis",
         ),
     ],
 )
-def test_bad_input_is_one_sentence(change, sentence):
+def test_bad_input_is_one_sentence(change, sentence, our_errors):
     arguments = {
         "models": models(),
         "x": X,
@@ -143,5 +144,5 @@ def test_bad_input_is_one_sentence(change, sentence):
         "settings": np.array([0.1]),
         "keys": KEYS,
     }
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
         sweep(**(arguments | change))
