@@ -58,7 +58,7 @@ def misclassified(
 
 def weights(w: np.ndarray, shape: Sequence[int], names: Sequence[str], path: Path):
     """The weights of each class as an image: red speaks for it, blue against."""
-    figure, axes = _axes((10, 4.6), (0.01, 0.02, 0.88, 0.96))
+    figure, axes = _axes((10, 4.6), (0.01, 0.02, 0.86, 0.96))
     images = w.T.reshape(-1, *shape)
     if len(shape) == 3:
         images = images.mean(-1)
@@ -73,7 +73,7 @@ def weights(w: np.ndarray, shape: Sequence[int], names: Sequence[str], path: Pat
         vmin=-limit,
         vmax=limit,
     )
-    figure.colorbar(shown, cax=figure.add_axes((0.91, 0.1, 0.02, 0.8)), label="weight")
+    figure.colorbar(shown, cax=figure.add_axes((0.89, 0.1, 0.02, 0.8)), label="weight")
     figure.savefig(path, dpi=120)
 
 
@@ -83,7 +83,7 @@ def confusion(
     """How many test images of each class were taken for each class."""
     counts = np.zeros((len(names), len(names)), int)
     np.add.at(counts, (labels, predictions), 1)
-    figure, axes = _axes((7, 6.2), (0.19, 0.17, 0.64, 0.81))
+    figure, axes = _axes((7, 6.2), (0.19, 0.17, 0.64, 0.76))
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
@@ -95,6 +95,7 @@ def confusion(
     axes.set_xticks(ticks, names, rotation=45, ha="right")
     axes.set_yticks(ticks, names)
     axes.set(xlabel="predicted label", ylabel="true label")
+    axes.set_title("Test images by true and predicted label", fontsize=11)
     bar = figure.add_axes((0.86, 0.25, 0.03, 0.65))
     figure.colorbar(shown, cax=bar, label="share of the true label")
     figure.savefig(path, dpi=120)
@@ -118,6 +119,7 @@ def _montage(
 ) -> AxesImage:
     """Images in rows, each below its title, with space for two lines of it."""
     axes.axis("off")
+    axes.set_anchor("N")
     height, width = images.shape[1:3]
     above, between = round(0.4 * height), round(0.15 * width)
     rows = -(-len(images) // columns)

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):
 
     def fit(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
-    ) -> Self:
+    ) -> "SoftmaxClassifier":
         """Learn from X [rows, features] and labels y of any type."""
         if not 0 < self.C < math.inf:
             raise ValueError(f"C must be a finite number above 0, got {self.C}")
