@@ -15,6 +15,8 @@ import reference as ref
 
 import jax_softmax as js
 
+pytestmark = pytest.mark.usefixtures("strict_types")
+
 ROWS = {2: 256, 10: 64, 1000: 2, 50257: 1, 262144: 1}
 SCALES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 SMOOTHING = 0.1
@@ -209,11 +211,6 @@ def first(f, row):
 
 
 # --- The tests -------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def _strict(strict_types):
-    pass
 
 
 def within(errors, names, bound):

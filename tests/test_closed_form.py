@@ -11,6 +11,8 @@ from jax_softmax import _closed_form_losses as losses
 from jax_softmax import _closed_form_regression as regression
 from jax_softmax._gradient_report import errors_in_ulp
 
+pytestmark = pytest.mark.usefixtures("strict_types")
+
 ROWS, CLASSES, FEATURES = 4, 5, 3
 
 

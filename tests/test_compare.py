@@ -22,6 +22,8 @@ from jax_softmax._gradient_digits import in_decimals
 from jax_softmax._gradient_judge import float64
 from jax_softmax._gradient_report import errors_in_ulp
 
+pytestmark = pytest.mark.usefixtures("strict_types")
+
 # The sums of these tests cancel, so their entries are measured beside the largest one.
 compare_sums = partial(compare_gradients, floor=1.0, probes=4)
 FORM = ("closed form",)

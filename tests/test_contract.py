@@ -12,6 +12,8 @@ import pytest
 
 import jax_softmax as js
 
+pytestmark = pytest.mark.usefixtures("strict_types")
+
 INF, NAN = np.inf, np.nan
 
 
@@ -87,11 +89,6 @@ BAD_LABELS = {
     for label in (-1, -100, 3, 127)
     for keep in (True, False)
 }
-
-
-@pytest.fixture(autouse=True)
-def _strict(strict_types):
-    pass
 
 
 @pytest.mark.parametrize("road", ROADS)

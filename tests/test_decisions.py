@@ -18,13 +18,10 @@ from sklearn.calibration import calibration_curve
 import jax_softmax as js
 from experiments import data, decisions, fashion_mnist, run_folder
 
+pytestmark = pytest.mark.usefixtures("strict_types")
+
 INF, NAN = np.inf, np.nan
 ROWS, CLASSES = 600, 5
-
-
-@pytest.fixture(autouse=True)
-def _strict(strict_types):
-    pass
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ import pytest
 
 import jax_softmax as js
 
+pytestmark = pytest.mark.usefixtures("strict_types")
+
 INF = np.inf
 ROWS = {
     "plain": [0.3, -1.2, 2.0, 0.7],

@@ -12,6 +12,8 @@ import reference as ref
 import jax_softmax as js
 from jax_softmax import Logits, Probs
 
+pytestmark = pytest.mark.usefixtures("strict_types")
+
 mpmath.mp.dps = 80
 ZERO = mpmath.mpf(10) ** -70  # what cancels to less is 0
 SIZES = (2, 10, 60)

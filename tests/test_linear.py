@@ -10,6 +10,8 @@ from reference import at, softmax, ulp_error
 from jax_softmax._linear import linear_cross_entropy, mean_linear_cross_entropy
 from jax_softmax._linear_summary import linear_softmax_summary
 
+pytestmark = pytest.mark.usefixtures("strict_types")
+
 ROWS, FEATURES, CLASSES = 11, 5, 23  # a prime number of classes
 V = CLASSES
 CHUNKS = [(4, 1), (4, V // 2 + 1), (11, V - 1), (3, V), (16, V + 3), None]

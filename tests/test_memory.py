@@ -10,6 +10,8 @@ import pytest
 from jax_softmax._linear import linear_cross_entropy, mean_linear_cross_entropy
 from jax_softmax._linear_summary import linear_softmax_summary
 
+pytestmark = pytest.mark.usefixtures("strict_types")
+
 SHAPES = [
     (2048, 512, 32768),
     (1024, 768, 50257),

@@ -3,12 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from jax_softmax import softmax
 from jax_softmax._partition import Partition, log_partition, merge, partition
+
+pytestmark = pytest.mark.usefixtures("strict_types")
 
 LOGITS = st.one_of(
     st.floats(-100, 100, width=32), st.sampled_from([0.0, -np.inf, 1e9, -1e6])

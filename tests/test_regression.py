@@ -7,6 +7,8 @@ import pytest
 
 from jax_softmax import SoftmaxRegression, closed_form, compare_gradients
 
+pytestmark = pytest.mark.usefixtures("strict_types")
+
 
 @pytest.fixture
 def batch():

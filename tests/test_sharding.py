@@ -18,6 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 import jax_softmax as js
 
+pytestmark = pytest.mark.usefixtures("strict_types")
+
 SHAPES = [(1, 4), (2, 2), (4, 1)]  # data x model
 PADDING = 7.0  # of logits: ruled out, whatever it is
 ROWS, COLUMNS, BY_CLASS = P("data"), P(None, "model"), P("data", "model")
@@ -30,11 +32,6 @@ def mesh_of(shape):
 
 
 over_meshes = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
-
-
-@pytest.fixture(autouse=True)
-def _strict(strict_types):
-    pass
 
 
 def sharded(f, shape, in_specs, out_specs, **options):

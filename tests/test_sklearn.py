@@ -20,6 +20,7 @@ X, Y = load_iris(return_X_y=True)
 SPECIES = np.array(["setosa", "versicolor", "virginica"])[Y]
 
 
+@pytest.mark.usefixtures("our_errors")
 @parametrize_with_checks([SoftmaxClassifier()])
 def test_what_scikit_learn_asks_of_an_estimator(estimator, check):
     check(estimator)
@@ -102,7 +103,7 @@ def test_too_few_steps_are_said():
         ({"tol": -1.0}, "tolerance must be finite and not negative"),
     ],
 )
-def test_bad_parameters_are_one_sentence(options, sentence):
+def test_bad_parameters_are_one_sentence(options, sentence, our_errors):
     with pytest.raises(ValueError, match=sentence):
         SoftmaxClassifier(**options).fit(X, SPECIES)
 

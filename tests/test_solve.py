@@ -7,6 +7,8 @@ from sklearn.linear_model import LogisticRegression
 
 from jax_softmax import SoftmaxRegression, cross_entropy, solve
 
+pytestmark = pytest.mark.usefixtures("strict_types")
+
 L2 = 1e-3
 SOLVERS = ["lbfgs", "newton-cg"]
 
