@@ -23,6 +23,7 @@ import numpy as np
 import optax
 import tyro
 from jax import Array
+from jax.sharding import Mesh
 
 from experiments import data, report, run_folder
 from experiments.checkpoint import Checkpoints
@@ -37,6 +38,7 @@ from experiments.command import (
 )
 from experiments.compiled import keep_programs
 from experiments.journal import Journal
+from experiments.mesh import Spread, mesh_of, sizes
 from experiments.stopwatch import Stopwatch, peak_megabytes
 from experiments.stream import Streamed, first
 from jax_softmax import (
@@ -103,6 +105,8 @@ class Train:
     """Steps between checkpoints within an epoch; every epoch ends with one anyway."""
     tensorboard: bool = False
     """Also write TensorBoard's event files."""
+    mesh: str | None = None
+    """Such as data=2,model=2: rows of a batch and classes spread over devices."""
     stream: bool = False
     """Leave the training images on disk and read them by Grain: the same numbers."""
     quick: bool = False
@@ -118,6 +122,7 @@ class Train:
             "checkpoint_every",
             "tensorboard",
             "stream",
+            "mesh",
         }
         return {name: v for name, v in asdict(self).items() if name not in free}
 
@@ -140,6 +145,7 @@ def train(settings: Train) -> None:
     clock = Stopwatch()
     clock.lap("imports")
     keep_programs()
+    mesh = None if settings.mesh is None else mesh_of(sizes(settings.mesh))
     _import_meanwhile("orbax.checkpoint", "experiments.pictures")
     load = data.load_streamed if settings.stream else data.load
     dataset = load(settings.dataset, settings.data_dir)
@@ -176,10 +182,11 @@ def train(settings: Train) -> None:
             f"{settings.learning_rate:g} ({settings.schedule}), batch "
             f"{settings.batch_size}, {epochs} epochs, seed {settings.seed}, on "
             f"{jax.devices()[0].device_kind}"
+            + (f", {settings.mesh}" if settings.mesh else "")
         )
         try:
             model, metrics = _fitted(
-                settings, out, dataset, images, labels, epochs=epochs
+                settings, out, dataset, images, labels, epochs=epochs, mesh=mesh
             )
         except OSError as error:
             raise Failed(
@@ -214,6 +221,7 @@ def _fitted(
     labels: np.ndarray,
     *,
     epochs: int,
+    mesh: Mesh | None,
 ) -> tuple[SoftmaxRegression, list[dict[str, Any]]]:
     """The trained model and its metrics, every moment of it kept in the folder."""
     init_key, order_key = jax.random.split(jax.random.key(settings.seed))
@@ -249,6 +257,11 @@ def _fitted(
         else:
             progress = journal.resume(progress)
             model = progress.model
+        transform, objective = pixels, SoftmaxRegression.objective
+        if mesh is not None:
+            spread = Spread(mesh, classes)
+            transform, objective = spread.rows(pixels), spread.objective
+            progress = spread.put(progress)
         training = fit(
             model,
             images,
@@ -257,7 +270,8 @@ def _fitted(
             key=order_key,
             epochs=epochs,
             batch_size=settings.batch_size,
-            transform=pixels,
+            objective=objective,
+            transform=transform,
             validation=(dataset.test_images, dataset.test_labels),
             progress=progress,
             watch=journal.within_epoch,
@@ -283,7 +297,7 @@ def _fitted(
                 f"{out}. Go on with --resume {out}.",
                 *told.args,
             ) from None
-    return model, journal.metrics
+    return jax.device_get(model), journal.metrics
 
 
 def resumed(settings: Train, arguments: Sequence[str]) -> Train:

@@ -34,14 +34,12 @@ from jax.sharding import PartitionSpec as P
 
 from experiments import report, run_folder, scaling_pod
 from experiments.command import BadInput, Failed, main
+from experiments.mesh import AXES, BY_CLASS, sizes
 from jax_softmax import SoftmaxRegression, cross_entropy
 
 WORKER = "JAX_SOFTMAX_WORKER"  # "process port", for the processes that this one starts
 CONFIG, SUMMARY, CHECKPOINTS = "config.json", "summary.json", "checkpoints"
 DECISIVE = ("rows", "features", "classes", "batch_size", "epochs", "seed")
-
-SPECS: Any = P(None, "model"), P("model")
-SHARDS = SoftmaxRegression(*SPECS)
 
 
 @dataclass(frozen=True)
@@ -133,15 +131,11 @@ def mesh_shape(settings: Scaling) -> tuple[int, int]:
     model = 2 if devices % 2 == 0 else 1
     data = devices // model
     if settings.mesh is not None:
-        try:
-            parts = dict(part.split("=") for part in settings.mesh.split(","))
-            data, model = int(parts.pop("data")), int(parts.pop("model"))
-        except (ValueError, KeyError):
-            parts = {"": ""}
-        if parts or data * model != devices or min(data, model) < 1:
+        data, model = sizes(settings.mesh)
+        if data * model != devices:
             raise BadInput(
-                f"--mesh must be like data=2,model=2, of {devices} devices together, "
-                f"got {settings.mesh}."
+                f"--mesh {settings.mesh} has {data * model} devices, but --processes "
+                f"times --devices are {devices}."
             )
     if settings.batch_size % data or settings.classes % model:
         raise BadInput(
@@ -162,7 +156,7 @@ def step_on(mesh: Mesh, optimizer: optax.GradientTransformation) -> Any:
     spread = jax.shard_map(
         losses,
         mesh=mesh,
-        in_specs=(SHARDS, P("data"), P("data"), P("data")),
+        in_specs=(BY_CLASS, P("data"), P("data"), P("data")),
         out_specs=P(),
     )
 
@@ -184,7 +178,7 @@ def work(settings: Scaling, process: int, port: int) -> None:
     from orbax.checkpoint import CheckpointManager, CheckpointManagerOptions, args
 
     kind = (jax.sharding.AxisType.Auto,) * 2
-    mesh = jax.make_mesh(mesh_shape(settings), ("data", "model"), axis_types=kind)
+    mesh = jax.make_mesh(mesh_shape(settings), AXES, axis_types=kind)
     optimizer = optax.sgd(0.1, momentum=0.9)
     model = placed(first_model(settings), mesh)
     state, done = optimizer.init(model), 0
@@ -246,7 +240,7 @@ def placed(model: SoftmaxRegression, mesh: Mesh) -> SoftmaxRegression:
         host, sharding = np.asarray(array), NamedSharding(mesh, spec)
         return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
 
-    return jax.tree.map(put, model, SHARDS)
+    return jax.tree.map(put, model, BY_CLASS)
 
 
 def arrays(

@@ -115,7 +115,8 @@ def fit(
         batch_size: rows per update.
         objective: (model, transformed rows, labels) -> scalar mean loss.
         transform: rows of x to features, inside the compiled step; for example
-            lambda images: images.reshape(len(images), -1) / 255.
+            lambda images: images.reshape(len(images), -1) / 255. Where the model lies
+            on a mesh, a sharding constraint in here spreads the rows of a batch.
         validation: x and labels to evaluate on after every epoch.
         progress: where to go on from: an earlier Epoch's, or one that watch was given.
         watch: called with the Progress now and then within an epoch, to save it or, by

@@ -45,8 +45,8 @@ def test_every_row_is_seen_once_an_epoch(rows, shards):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mesh": "data=2"}, "--mesh must be like data=2,model=2, of 4 devices"),
-        ({"mesh": "data=3,model=2"}, "--mesh must be like"),
+        ({"mesh": "data=2"}, "--mesh must be like data=2,model=2.* got data=2"),
+        ({"mesh": "data=3,model=2"}, "--mesh data=3,model=2 has 6 devices.* are 4"),
         ({"batch_size": 7}, "--batch-size 7 must divide among 2 data shards"),
         ({"classes": 5}, "--classes 5 among 2 model shards"),
         ({"processes": 0}, "must be positive"),
