@@ -2,6 +2,7 @@
 
     python -m experiments.scaling --processes 4               train on a mesh
     python -m experiments.scaling --processes 2 --resume DIR  go on with fewer, or more
+    python -m experiments.scaling overhead                    1 process against 2
     python -m experiments.scaling pod                         256 chips, by the compiler
 
 Every process is a host of its own under jax.distributed, with gloo between them. Data
@@ -32,7 +33,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments import report, run_folder, scaling_pod
+from experiments import report, run_folder, scaling_overhead, scaling_pod
 from experiments.command import BadInput, Failed, main
 from experiments.mesh import AXES, BY_CLASS, sizes
 from jax_softmax import SoftmaxRegression, cross_entropy
@@ -300,7 +301,7 @@ def launch(settings: Scaling) -> None:
         finally:
             for worker in workers:
                 worker.kill()
-                worker.wait()
+                worker.communicate()
     report.say(f"Parameters: {settings.out / run_folder.PARAMS}")
 
 
@@ -378,7 +379,11 @@ def run(settings: Scaling) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["pod"]:
-        main(scaling_pod.run, scaling_pod.Pod, sys.argv[2:], program="scaling pod")
-    else:
-        main(run, Scaling, sys.argv[1:], program="scaling")
+    match sys.argv[1:]:
+        case ["pod", *arguments]:
+            main(scaling_pod.run, scaling_pod.Pod, arguments, program="scaling pod")
+        case ["overhead", *arguments]:
+            of = scaling_overhead
+            main(of.run, of.Overhead, arguments, program="scaling overhead")
+        case arguments:
+            main(run, Scaling, arguments, program="scaling")

@@ -1,12 +1,12 @@
 """Several processes on one mesh: every row once, killed and gone on with, bad input."""
 
-import os
-import signal
+import json
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import scaling, scaling_pod
-from experiments.command import BadInput
+from experiments import scaling, scaling_overhead, scaling_pod
+from experiments.command import BadInput, Failed, main
 from jax_softmax import SoftmaxRegression
 
 SMALL = scaling.Scaling(rows=130, features=6, classes=4, epochs=40, checkpoint_every=20)
@@ -57,19 +57,6 @@ def test_bad_input(settings, message):
         scaling.mesh_shape(replace(SMALL, **settings))
 
 
-def command(*arguments):
-    flags = ["--rows", "130", "--features", "6", "--classes", "4", "--epochs", "40"]
-    here = Path(__file__).parent.parent
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.scaling", *flags, *arguments],
-        cwd=here,
-        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def trained_alone(settings):
     """The same training, written down as plainly as it can be."""
     x, labels = scaling.examples(settings)
@@ -94,30 +81,101 @@ def trained_alone(settings):
     return SoftmaxRegression(*map(np.asarray, model))
 
 
-def test_killed_and_gone_on_with_by_another_number_of_processes(tmp_path):
-    out = tmp_path / "run"
-    running = command("--processes", "2", "--checkpoint-every", "20", "--out", str(out))
-    pids = running.stdout.readline()
-    victim = int(pids.split("pid ")[2].split(")")[0])
-    while running.poll() is None and not (out / "checkpoints" / "20").exists():
-        time.sleep(0.02)
-    os.kill(victim, signal.SIGKILL)
-    killed = time.monotonic()
-    _, errors = running.communicate(timeout=60)
-    assert time.monotonic() - killed < 60
-    assert running.returncode == 1
-    assert "Process 1 of 2 was killed (SIGKILL), and the others were stopped" in errors
-    assert f"--resume {out}" in errors
+@pytest.fixture
+def launched(monkeypatch, programs_kept):
+    """As from the command line, with the launcher in this process."""
+    monkeypatch.delenv("XLA_FLAGS")
+    flags = ["--rows=130", "--features=6", "--classes=4", "--epochs=40"]
+    flags += ["--checkpoint-every=20"]
 
-    more = ("--checkpoint-every", "20", "--resume", str(out))
-    again = command("--processes", "1", "--devices", "4", *more)
-    _, errors = again.communicate(timeout=120)
-    assert again.returncode == 0, errors
-    assert '"went_on_after_step": 0' not in (out / "summary.json").read_text()
+    def launch(*arguments):
+        monkeypatch.setattr(sys, "argv", ["scaling", *flags, *arguments])
+        main(scaling.run, scaling.Scaling, sys.argv[1:], program="scaling")
+
+    return launch
+
+
+def test_killed_and_gone_on_with_by_other_processes(
+    tmp_path, launched, monkeypatch, capfd
+):
+    """The first of two dies, without which the other cannot reach anyone."""
+    out, again = tmp_path / "run", tmp_path / "again"
+    started, killed = [], []
+
+    class Noted(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+
+    def kill_the_first():
+        while not (out / "checkpoints" / "20").exists():
+            time.sleep(0.02)
+        started[0].kill()
+        killed.append(time.monotonic())
+
+    threading.Thread(target=kill_the_first, daemon=True).start()
+    with pytest.raises(SystemExit) as stop:
+        launched("--processes=2", f"--out={out}")
+    assert time.monotonic() - killed[0] < 60
+    assert stop.value.code == 1
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert "Process 0 of 2 was killed (SIGKILL), and the others were stopped" in error
+    assert f"--resume {out}" in error
+
+    shutil.copytree(out, again)
+    launched("--processes=1", "--devices=4", f"--resume={out}")
+    launched("--processes=2", "--mesh=data=2,model=1", f"--resume={again}")
     want = trained_alone(SMALL)
-    with np.load(out / "params.npz") as got:
-        for name in ("w", "b"):
-            np.testing.assert_allclose(got[name], getattr(want, name), atol=1e-6)
+    for folder in (out, again):
+        assert json.loads((folder / "summary.json").read_text())["went_on_after_step"]
+        with np.load(folder / "params.npz") as got:
+            for name in ("w", "b"):
+                np.testing.assert_allclose(got[name], getattr(want, name), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        (["sleep 60", "exit 3"], "Process 1 of 2 failed with exit code 3"),
+        (["sleep 60", "kill -9 $$"], r"Process 1 of 2 was killed \(SIGKILL\)"),
+        (["kill -6 $$", "kill -9 $$"], r"Process 1 of 2 was killed \(SIGKILL\)"),
+    ],
+)
+def test_the_process_to_blame_is_named(ends, message):
+    """Of several that are gone, the one that was killed from outside."""
+    workers = [subprocess.Popen(["sh", "-c", end]) for end in ends]
+    try:
+        for worker, end in zip(workers, ends, strict=True):
+            if end != "sleep 60":
+                worker.wait()
+        with pytest.raises(Failed, match=message):
+            scaling._watch(workers, replace(SMALL, processes=2))
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+
+
+def test_overhead_is_a_ratio_of_medians(tmp_path, monkeypatch, capsys):
+    """Two processes take 1.5, 2 and 5 times as long: by the middle one, 2 times."""
+    times = {1: [0.01] * 6, 2: [0.015, 0.015, 0.02, 0.02, 0.05, 0.05]}
+
+    def step_seconds(settings, mesh, processes, devices):
+        assert processes * devices == 2
+        return times[processes].pop(0)
+
+    monkeypatch.setattr(scaling_overhead, "_step_seconds", step_seconds)
+    flags = ["--rounds", "3", "--out", str(tmp_path)]
+    main(scaling_overhead.run, scaling_overhead.Overhead, flags, program="overhead")
+    found = json.loads((tmp_path / "overhead.json").read_text())
+    for mesh in ("data=2,model=1", "data=1,model=2"):
+        assert found["meshes"][mesh]["overhead"] == pytest.approx(2)
+    assert found["environment"]["jax"]
+    assert capsys.readouterr().out.count("2.00 (rounds: 1.50 to 5.00)") == 2
+    with pytest.raises(BadInput, match="--batch-size must be 2 or more, got 1"):
+        scaling_overhead.run(scaling_overhead.Overhead(batch_size=1, out=tmp_path))
 
 
 def test_four_chips_by_the_compiler_for_tpus():

@@ -1,0 +1,124 @@
+"""Two devices: what does it cost that each is a process of its own?
+
+    python -m experiments.scaling overhead
+
+The same training on the same mesh of two devices, by 1 process x 2 devices, which share
+memory, and by 2 processes x 1 device, which talk by gloo. In one step of N rows, D
+features and V classes there travel
+
+    data=2,model=1    the gradient of w and b             (D + 1) V numbers
+    data=1,model=2    3 numbers a row, and their gradient's sums; nothing of D or V
+
+Overhead is the time of a step by two processes / by one of two devices: of the steps of
+a run the median, of rounds the median. Both take turns: a noisy moment hits both alike.
+Below 1, two processes are faster, each with threads of its own.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from experiments import report
+from experiments.command import BadInput, Failed, make_folder
+
+MESHES = "data=2,model=1", "data=1,model=2"
+WAYS = {"1 process x 2 devices": (1, 2), "2 processes x 1 device": (2, 1)}
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Compare 2 processes x 1 device with 1 process x 2 devices."""
+
+    rounds: int = 5
+    """Runs of each."""
+    batch_size: int = 256
+    """Rows per update."""
+    features: int = 512
+    """Numbers that describe an example."""
+    classes: int = 2048
+    """Columns of w."""
+    steps: int = 20
+    """Updates in a run."""
+    out: Path = Path("experiments/results/scaling")
+    """The folder for overhead.json."""
+
+
+def run(settings: Overhead) -> None:
+    for name in ("rounds", "batch_size", "features", "classes", "steps"):
+        if getattr(settings, name) < 2:
+            flag = "--" + name.replace("_", "-")
+            raise BadInput(f"{flag} must be 2 or more, got {getattr(settings, name)}.")
+    make_folder(settings.out)
+    seconds: dict[str, dict[str, list[float]]] = {
+        mesh: {way: [] for way in WAYS} for mesh in MESHES
+    }
+    for number in range(settings.rounds):
+        for mesh in MESHES:
+            for way in list(WAYS) if number % 2 else reversed(WAYS):
+                seconds[mesh][way].append(_step_seconds(settings, mesh, *WAYS[way]))
+        report.say(f"round {number + 1} of {settings.rounds}")
+    rows = {mesh: _compared(found) for mesh, found in seconds.items()}
+    report.say(
+        report.table(
+            ["mesh", *(f"{way}, ms" for way in WAYS), "overhead"],
+            [
+                [
+                    mesh,
+                    *(f"{1e3 * row['median_seconds'][way]:.2f}" for way in WAYS),
+                    f"{row['overhead']:.2f} (rounds: {row['lowest']:.2f} to "
+                    f"{row['highest']:.2f})",
+                ]
+                for mesh, row in rows.items()
+            ],
+        )
+    )
+    found = {"settings": settings.__dict__, "meshes": rows}
+    path = settings.out / "overhead.json"
+    path.write_text(report.to_json(found | {"environment": report.environment()}))
+    report.say(f"Written: {path}")
+
+
+def _compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    one, two = seconds.values()
+    ratios = [b / a for a, b in zip(one, two, strict=True)]
+    return {
+        "seconds": seconds,
+        "median_seconds": {way: median(found) for way, found in seconds.items()},
+        "overhead": median(ratios),
+        "lowest": min(ratios),
+        "highest": max(ratios),
+    }
+
+
+def _step_seconds(settings: Overhead, mesh: str, processes: int, devices: int) -> float:
+    """The median of one run's steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = {
+            "processes": processes,
+            "devices": devices,
+            "mesh": mesh,
+            "rows": settings.batch_size * settings.steps,
+            "features": settings.features,
+            "classes": settings.classes,
+            "batch-size": settings.batch_size,
+            "epochs": 1,
+            "checkpoint-every": settings.steps + 1,
+            "out": folder,
+        }
+        words = [f"--{name}={value}" for name, value in flags.items()]
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.scaling", *words],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise Failed(
+                f"{processes} processes with --mesh {mesh} ended with exit code "
+                f"{done.returncode}: {done.stderr.strip()[-300:]}"
+            )
+        return json.loads((Path(folder) / "summary.json").read_text())["step_seconds"]
