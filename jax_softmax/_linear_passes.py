@@ -9,6 +9,7 @@ label a (p_y - 1) is a expm1(-nll), so nothing cancels.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -44,8 +45,8 @@ def pull(
     """Pass two over all tokens, logits made again: three matmuls."""
 
     def chunk(grads: Gradients, start: Index, size: int) -> tuple[Gradients, None]:
-        piece = tiles.piece_of(layer, start, size)
-        rows_, a_, c_ = tiles.cut((rows, a, c), start, size)
+        piece = tiles.piece_of(head, layer, start, size)
+        rows_, a_, c_ = tiles.cut(head, (rows, a, c), start, size)
         nll = losses(head, piece, rows_).nll
         cotangents = _cotangents(piece, rows_, nll, a_, c_, head.label_smoothing)
 
@@ -71,7 +72,10 @@ def measure_and_pull(
 
     def chunk(head: Head, carry, start: Index, size: int):
         grads, kept = carry
-        piece, a = tiles.piece_of(layer, start, size), tiles.cut(weights, start, size)
+        piece, a = (
+            tiles.piece_of(head, layer, start, size),
+            tiles.cut(head, weights, start, size),
+        )
         seen = measured(head, piece, grads.w if head.in_place else kept)
         seen = seen._replace(rows=over_devices(head, piece, seen.rows))
         if head.in_place:
@@ -113,7 +117,7 @@ def measure_and_pull(
             return chunk(head, carry, head.first + start, size)
 
         (grads, _), rows = tiles.over(
-            rest, head.tokens, after, (grads, kept), tiles.end_to_end
+            rest, head.tokens, after, (grads, kept), partial(tiles.in_order, head)
         )
         parts.append(rows)
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts), grads
@@ -125,8 +129,11 @@ def push(
     """Tangents of (loss, lse): what `pull` is the transpose of."""
 
     def chunk(carry: None, start: Index, size: int):
-        piece, rows_ = tiles.piece_of(layer, start, size), tiles.cut(rows, start, size)
-        dx = None if tangents.x is None else tiles.cut(tangents.x, start, size)
+        piece, rows_ = (
+            tiles.piece_of(head, layer, start, size),
+            tiles.cut(head, rows, start, size),
+        )
+        dx = None if tangents.x is None else tiles.cut(head, tangents.x, start, size)
         moved = piece._replace(x=dx) if dx is not None else None
         nll = losses(head, piece, rows_).nll
         zeros = jnp.zeros_like(piece.x, shape=nll.shape, dtype=nll.dtype)
@@ -150,7 +157,9 @@ def push(
         classes = tiles.classes_of(head, layer.w)
         return carry, tiles.over(classes, head.classes, tile, (zeros, zeros), None)[0]
 
-    return tiles.over(layer.x.shape[0], head.tokens, chunk, None, tiles.end_to_end)[1]
+    return tiles.over(
+        layer.x.shape[0], head.tokens, chunk, None, partial(tiles.in_order, head)
+    )[1]
 
 
 def _cotangents(
@@ -270,8 +279,7 @@ def _pull(
     )
     if grads.x is None or carry.x is None:
         return carry
-    dx = carry.x.astype(grads.x.dtype)
-    return carry._replace(x=lax.dynamic_update_slice_in_dim(grads.x, dx, at, 0))
+    return carry._replace(x=tiles.set_chunk(head, grads.x, carry.x, at))
 
 
 def _zeros(layer: Layer, wanted: Gradients) -> Gradients:

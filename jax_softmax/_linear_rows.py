@@ -1,5 +1,6 @@
 """Pass one over the tiles of a linear layer: what is learnt of each row of logits."""
 
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -52,9 +53,13 @@ def measure(head: Head, layer: Layer) -> Rows:
     """Pass one over all tokens: one matmul."""
 
     def chunk(carry: None, start: Index, size: int) -> tuple[None, Rows]:
-        return carry, measured(head, tiles.piece_of(layer, start, size), None).rows
+        return carry, measured(
+            head, tiles.piece_of(head, layer, start, size), None
+        ).rows
 
-    return tiles.over(layer.x.shape[0], head.tokens, chunk, None, tiles.end_to_end)[1]
+    return tiles.over(
+        layer.x.shape[0], head.tokens, chunk, None, partial(tiles.in_order, head)
+    )[1]
 
 
 def over_devices(head: Head, layer: Layer, rows: Rows) -> Rows:

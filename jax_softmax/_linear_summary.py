@@ -1,5 +1,6 @@
 """What is worth knowing about each row of softmax(x w + b), in one pass."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -101,9 +102,11 @@ class _Tile(NamedTuple):
 
 def _summary(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
     def chunk(carry: None, start: Index, size: int):
-        return carry, _chunk(head, tiles.piece_of(layer, start, size), top_k)
+        return carry, _chunk(head, tiles.piece_of(head, layer, start, size), top_k)
 
-    return tiles.over(layer.x.shape[0], head.tokens, chunk, None, tiles.end_to_end)[1]
+    return tiles.over(
+        layer.x.shape[0], head.tokens, chunk, None, partial(tiles.in_order, head)
+    )[1]
 
 
 def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:

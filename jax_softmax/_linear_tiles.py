@@ -49,10 +49,10 @@ def classes_of(head: Head, w: Array) -> int:
     return w.shape[0 if head.tied else 1]
 
 
-def piece_of(layer: Layer, start: Index, size: int) -> Layer:
+def piece_of(head: Head, layer: Layer, start: Index, size: int) -> Layer:
     """Some rows; dropped ones become zeros before anything is computed from them."""
     x, labels, known, keep = cut(
-        (layer.x, layer.labels, layer.known, layer.keep), start, size
+        head, (layer.x, layer.labels, layer.known, layer.keep), start, size
     )
     if keep is not None:
         x = jnp.where(keep[:, None], x, 0)
@@ -162,18 +162,50 @@ def over(
     return carry, combine(stacked, last) if combine else None
 
 
-def end_to_end(stacked: Any, last: Any) -> Any:
-    """One row after the other again."""
-    joined = jax.tree.map(
-        lambda a: a.reshape(math.prod(a.shape[:2]), *a.shape[2:]), stacked
-    )
-    if last is None:
-        return joined
-    return jax.tree.map(lambda a, b: jnp.concatenate((a, b)), joined, last)
+def deals(head: Head, tokens: int) -> int:
+    """Into how many chunks tokens are dealt out like cards; 1: they are cut instead.
+
+    Of tokens on several devices, each then has its part of every chunk: in an array of
+    [tokens of a chunk, chunks] what is cut is an axis that no two devices share.
+    """
+    even = not head.first and head.tokens and tokens % head.tokens == 0
+    return tokens // head.tokens if even else 1
 
 
-def cut(rows: Any, start: Index, size: int) -> Any:
-    return jax.tree.map(lambda leaf: slice_axis(leaf, start, size, 0), rows)
+def in_order(head: Head, stacked: Any, last: Any) -> Any:
+    """What `over` has stacked, chunk by chunk of tokens, one row after the other."""
+
+    def joined(a: Array, *rest: Array) -> Array:
+        tokens = math.prod(a.shape[:2])
+        if deals(head, tokens) > 1 and not rest:
+            a = a.swapaxes(0, 1)
+        return jnp.concatenate((a.reshape(tokens, *a.shape[2:]), *rest))
+
+    return jax.tree.map(joined, stacked, *(() if last is None else (last,)))
+
+
+def cut(head: Head, rows: Any, start: Index, size: int) -> Any:
+    """The chunk of tokens that begins at `start`."""
+
+    def chunk(leaf: Array) -> Array:
+        chunks = deals(head, len(leaf))
+        if chunks == 1:
+            return slice_axis(leaf, start, size, 0)
+        dealt = leaf.reshape(size, chunks, *leaf.shape[1:])
+        return lax.dynamic_index_in_dim(dealt, start // size, 1, keepdims=False)
+
+    return jax.tree.map(chunk, rows)
+
+
+def set_chunk(head: Head, rows: Array, chunk: Array, start: Index) -> Array:
+    """rows, with the chunk of tokens that begins at `start` in its place."""
+    size, chunks = len(chunk), deals(head, len(rows))
+    if chunks == 1:
+        return set_at(rows, chunk, start, 0)
+    dealt = rows.reshape(size, chunks, *rows.shape[1:])
+    chunk = chunk.astype(rows.dtype)
+    dealt = lax.dynamic_update_index_in_dim(dealt, chunk, start // size, 1)
+    return dealt.reshape(rows.shape)
 
 
 def slice_axis(array: Array, start: Index, size: int, axis: int) -> Array:
