@@ -84,6 +84,7 @@ def trained_alone(settings):
 @pytest.fixture
 def launched(monkeypatch, programs_kept):
     """As from the command line, with the launcher in this process."""
+    jax.devices()  # those of this process, before the flag for them goes
     monkeypatch.delenv("XLA_FLAGS")
     flags = ["--rows=130", "--features=6", "--classes=4", "--epochs=40"]
     flags += ["--checkpoint-every=20"]
