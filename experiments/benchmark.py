@@ -4,6 +4,8 @@ python -m experiments.benchmark dense     softmax, logsumexp, cross-entropy on l
 python -m experiments.benchmark linear    the loss of a large vocabulary
 python -m experiments.benchmark train     an epoch of the main job, and its parts
 python -m experiments.benchmark job       the whole main job, process and all
+
+python -m experiments.benchmark NAME --help     its flags
 """
 
 import sys
@@ -28,8 +30,13 @@ BENCHMARKS: dict[str, ModuleType] = {
 def command_line(arguments: list[str]) -> None:
     """Run the benchmark that the first word names."""
     name, *rest = arguments or [""]
+    if name in ("-h", "--help"):
+        print(__doc__)
+        return
     if name not in BENCHMARKS:
-        print(f"Name a benchmark: {', '.join(BENCHMARKS)}.", file=sys.stderr)
+        got = name or "nothing"
+        known = ", ".join(BENCHMARKS)
+        print(f"Name a benchmark: {known}; got {got}. See --help.", file=sys.stderr)
         sys.exit(BAD_INPUT)
     benchmark = BENCHMARKS[name]
     main(benchmark.run, benchmark.Settings, rest, program=f"benchmark {name}")

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 import jax_softmax
 from experiments import report
-from experiments.command import make_folder
+from experiments.command import above_zero, make_folder, results_folder
 from experiments.measure import Contender, Timing, compiled, interleave
 
 OURS = "jax_softmax"
@@ -40,8 +40,9 @@ REPEATS = {"256 x 10": 200, "4096 x 10": 50}
 class Settings:
     """Time every function, shape and type; write table, JSON and picture."""
 
-    out: Path = Path("experiments/results/dense")
-    """Where dense.json and dense.png go."""
+    out: Path | None = None
+    """Where dense.json and dense.png go; by default experiments/results/dense, with
+    --quick runs/dense-quick."""
     seconds: float = 3.0
     """For each function at each shape."""
     quick: bool = False
@@ -151,7 +152,9 @@ def looped(function: Function, repeats: int) -> Function:
 
 def run(settings: Settings) -> None:
     """Measure, print, save."""
-    make_folder(settings.out)
+    above_zero(settings, "seconds")
+    out = results_folder("dense", settings.out, quick=settings.quick)
+    make_folder(out)
     rows = []
     shapes = dict(list(SHAPES.items())[:3]) if settings.quick else SHAPES
     seconds = 0.1 if settings.quick else settings.seconds
@@ -170,7 +173,7 @@ def run(settings: Settings) -> None:
         report.say(
             f"{dtype}: geometric mean of the ratios to the best peer {ratio:.2f}"
         )
-    (settings.out / "dense.json").write_text(
+    (out / "dense.json").write_text(
         report.to_json(
             {
                 "environment": report.environment(),
@@ -179,8 +182,8 @@ def run(settings: Settings) -> None:
             }
         )
     )
-    draw(rows, settings.out / "dense.png")
-    report.say(f"Files: {settings.out / 'dense.json'}, {settings.out / 'dense.png'}")
+    draw(rows, out / "dense.png")
+    report.say(f"Files: {out / 'dense.json'}, {out / 'dense.png'}")
 
 
 def measured(

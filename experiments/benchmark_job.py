@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from experiments import report
-from experiments.command import Failed, make_folder
+from experiments.command import Failed, at_least, make_folder, results_folder
 
 IMPORTS = "import experiments.fashion_mnist, experiments.pictures, orbax.checkpoint"
 
@@ -25,8 +25,9 @@ IMPORTS = "import experiments.fashion_mnist, experiments.pictures, orbax.checkpo
 class Settings:
     """Time the main job, process and all; write table and JSON."""
 
-    out: Path = Path("experiments/results/job")
-    """Where job.json and job.md go."""
+    out: Path | None = None
+    """Where job.json and job.md go; by default experiments/results/job, with --quick
+    runs/job-quick."""
     dataset: str = "fashion_mnist"
     """As for experiments.fashion_mnist."""
     rounds: int = 5
@@ -37,7 +38,9 @@ class Settings:
 
 def run(settings: Settings) -> None:
     """Measure, print, save."""
-    make_folder(settings.out)
+    at_least(1, settings, "rounds")
+    folder = results_folder("job", settings.out, quick=settings.quick)
+    make_folder(folder)
     job = ["-m", "experiments.fashion_mnist", "--dataset", settings.dataset]
     job += ["--quick"] if settings.quick else []
     rounds = 1 if settings.quick else settings.rounds
@@ -56,12 +59,12 @@ def run(settings: Settings) -> None:
     ]
     table = _table(rows)
     report.say(table)
-    (settings.out / "job.md").write_text(table + "\n")
+    (folder / "job.md").write_text(table + "\n")
     facts = {"environment": report.environment(), "imports_megabytes": imports}
-    (settings.out / "job.json").write_text(
+    (folder / "job.json").write_text(
         report.to_json(facts | {"rows": rows, "runs": runs, "streamed": streamed})
     )
-    report.say(f"Imports alone: {imports:.0f} MB. Files: {settings.out}")
+    report.say(f"Imports alone: {imports:.0f} MB. Files: {folder}")
 
 
 def _timed(job: list[str], kept: Path, out: Path) -> dict[str, Any]:

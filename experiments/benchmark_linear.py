@@ -21,7 +21,7 @@ from jax import Array, lax
 from matplotlib.figure import Figure
 
 from experiments import report
-from experiments.command import BadInput, make_folder
+from experiments.command import BadInput, above_zero, make_folder, results_folder
 from experiments.measure import Contender, compiled, interleave
 from jax_softmax import mean_linear_cross_entropy
 
@@ -48,8 +48,9 @@ class Settings:
     A run adds to the results that are there: peers live in environments of their own.
     """
 
-    out: Path = Path("experiments/results/linear")
-    """Where linear.json and growth.png go."""
+    out: Path | None = None
+    """Where linear.json and growth.png go; by default experiments/results/linear, with
+    --quick runs/linear-quick."""
     shapes: tuple[str, ...] = tuple(SHAPES)
     """Some of them; "growth" is 2^10 to 2^20 classes with 2048 tokens, 64 features."""
     seconds: float = 10.0
@@ -64,11 +65,11 @@ def run(settings: Settings) -> None:
     """Measure, print, save."""
     unknown = set(settings.shapes) - set(SHAPES)
     if unknown:
-        raise BadInput(
-            f"There is no shape {sorted(unknown)[0]}: choose of {', '.join(SHAPES)}."
-        )
-    make_folder(settings.out)
-    path = settings.out / "linear.json"
+        raise BadInput(f"--shapes {sorted(unknown)[0]} is none of {', '.join(SHAPES)}.")
+    above_zero(settings, "seconds", "gigabytes")
+    out = results_folder("linear", settings.out, quick=settings.quick)
+    make_folder(out)
+    path = out / "linear.json"
     rows = json.loads(path.read_text())["rows"] if path.is_file() else []
     for shape_name, shape in _wanted(settings):
         row = measured(shape, settings)
@@ -80,8 +81,8 @@ def run(settings: Settings) -> None:
         rows = [r for r in rows if (r["shape"], r["classes"], r["peers"]) != same]
         rows.append(row)
         path.write_text(report.to_json({"rows": rows}))
-    draw([r for r in rows if r["shape"] == "growth"], settings.out / "growth.png")
-    report.say(f"Files: {path}, {settings.out / 'growth.png'}")
+    draw([r for r in rows if r["shape"] == "growth"], out / "growth.png")
+    report.say(f"Files: {path}, {out / 'growth.png'}")
 
 
 def peers() -> list[str]:
@@ -120,6 +121,11 @@ def measured(shape: Shape, settings: Settings) -> dict[str, Any]:
         for name, contender in contenders.items()
         if (contender.temp_bytes or need.get(name, 0)) <= room
     }
+    if OURS not in fitting:
+        raise BadInput(
+            f"--gigabytes {settings.gigabytes:g} is too little for {OURS} on "
+            f"{tokens} x {features} x {classes}: give more."
+        )
     wrong = disagreeing(fitting)
     seconds = 0.1 if settings.quick else settings.seconds
     timings = interleave(fitting, seconds=seconds, least_rounds=3, warm_ups=1)

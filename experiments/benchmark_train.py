@@ -18,7 +18,7 @@ import optax
 from jax import Array, lax
 
 from experiments import data, report
-from experiments.command import make_folder
+from experiments.command import above_zero, make_folder, results_folder
 from experiments.measure import Contender, Timing, compiled, interleave
 from jax_softmax import SoftmaxRegression, evaluate, fit
 from jax_softmax._shuffle import epoch_order
@@ -34,8 +34,9 @@ TARGETS = ((FIT, PLAIN, 0.5), (FIT, FULL, 2.0), (FIT, TUNED, 0.4), (EVALUATE, RE
 class Settings:
     """Time an epoch of training, its parts and its rivals; write table and JSON."""
 
-    out: Path = Path("experiments/results/train")
-    """Where train.json goes."""
+    out: Path | None = None
+    """Where train.json goes; by default experiments/results/train, with --quick
+    runs/train-quick."""
     dataset: str = "fashion_mnist"
     """As for experiments.fashion_mnist."""
     data_dir: Path | None = None
@@ -48,8 +49,10 @@ class Settings:
 
 def run(settings: Settings) -> None:
     """Measure, print, save."""
-    make_folder(settings.out)
+    above_zero(settings, "seconds")
+    out = results_folder("train", settings.out, quick=settings.quick)
     dataset = data.load(settings.dataset, settings.data_dir)
+    make_folder(out)
     contenders = whole_epochs(dataset) | parts(dataset)
     if find_spec("torch"):
         contenders |= torch_epochs(dataset)
@@ -78,7 +81,7 @@ def run(settings: Settings) -> None:
         report.say(
             f"{row['of']} / {row['to']}: {row['ratio']:.2f} (target {row['target']})"
         )
-    path = settings.out / "train.json"
+    path = out / "train.json"
     rounds = len(next(iter(timings.values())).seconds)
     path.write_text(
         report.to_json(

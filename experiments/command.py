@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 import tyro
 
 from experiments.catalog import DataError
@@ -17,6 +18,7 @@ Settings = TypeVar("Settings")
 
 BAD_INPUT = 2
 FAILED = 1
+LARGEST = float(np.finfo(np.float32).max)
 SIGNALS = signal.SIGINT, signal.SIGTERM
 
 
@@ -73,9 +75,9 @@ def main(
     program: str,
 ) -> None:
     """Parse arguments into settings, run, and exit as a well-behaved program does."""
-    parsed = parse(settings, arguments, program=program)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
+        parsed = parse(settings, arguments, program=program)
+        signal.signal(signal.SIGTERM, _interrupt)
         run(parsed)
     except (BadInput, DataError) as error:
         _exit(BAD_INPUT, str(error))
@@ -102,11 +104,75 @@ def parse(
     program: str,
     default: Any = None,
 ) -> Settings:
-    """Arguments as settings; those that are not given are as in the default."""
+    """Arguments as settings; those that are not given are as in the default.
+
+    Raises:
+        BadInput: one of them is empty, which would stand for the current folder.
+    """
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        if argument and not (argument.startswith("--") and argument.endswith("=")):
+            continue
+        named = argument[:-1] or (before if before.startswith("--") else "An argument")
+        raise BadInput(f"{named} is empty: give it a value, or leave it out.")
     name = f"python -m experiments.{program}"
     if default is None:
         return tyro.cli(settings, args=arguments, prog=name)
     return tyro.cli(settings, args=arguments, prog=name, default=default)
+
+
+def at_least(least: int, settings: Any, *names: str) -> None:
+    """Each of these settings is such a number.
+
+    Raises:
+        BadInput: one is lower.
+    """
+    for name in names:
+        if (value := getattr(settings, name)) < least:
+            raise BadInput(f"{flag(name)} must be at least {least}, got {value}.")
+
+
+def above_zero(settings: Any, *names: str) -> None:
+    """Each of these settings is a finite float32 number above 0.
+
+    Raises:
+        BadInput: one is not.
+    """
+    for name in names:
+        if not 0 < (value := getattr(settings, name)) <= LARGEST:
+            raise BadInput(
+                f"{flag(name)} must be a finite float32 number above 0, got {value:g}."
+            )
+
+
+def takes_seed(settings: Any) -> None:
+    """The seed is one that every generator of random numbers takes.
+
+    Raises:
+        BadInput: it is not.
+    """
+    if not 0 <= settings.seed < 2**32:
+        raise BadInput(f"--seed must be in [0, 2**32), got {settings.seed}.")
+
+
+def flag(name: str) -> str:
+    """How a setting is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def results_folder(experiment: str, out: Path | None, *, quick: bool) -> Path:
+    """The folder for an experiment's files, which is not made yet: --out, if given.
+
+    Without it, the folder that the README quotes; a quick check leaves that alone.
+
+    Raises:
+        BadInput: something is in the way.
+    """
+    default = (
+        f"runs/{experiment}-quick" if quick else f"experiments/results/{experiment}"
+    )
+    folder = out or Path(default)
+    check_folder(folder)
+    return folder
 
 
 def make_folder(out: Path) -> None:
@@ -115,13 +181,31 @@ def make_folder(out: Path) -> None:
     Raises:
         BadInput: it cannot be made.
     """
+    check_folder(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(
-            f"The output folder {out} cannot be written ({error.strerror}): "
-            "choose another --out."
-        ) from None
+        raise cannot_write(out, error.strerror) from None
+
+
+def check_folder(out: Path) -> None:
+    """Nothing is in the way of a folder there, which is not made yet.
+
+    Raises:
+        BadInput: something is.
+    """
+    there = next(path for path in (out, *out.parents) if os.path.exists(path))
+    if not there.is_dir():
+        raise cannot_write(out, f"{there} is a file, not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise cannot_write(out, f"{there} may not be written")
+
+
+def cannot_write(out: Path, reason: str | None) -> BadInput:
+    """The sentence for a folder in which there is no writing."""
+    return BadInput(
+        f"The output folder {out} cannot be written ({reason}): choose another --out."
+    )
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -20,7 +20,15 @@ from jax import Array
 
 from experiments import data, decisions_page, report, run_folder
 from experiments.calibration import Calibration, as_json, calibration
-from experiments.command import BadInput, main, make_folder
+from experiments.command import (
+    BadInput,
+    above_zero,
+    at_least,
+    main,
+    make_folder,
+    results_folder,
+    takes_seed,
+)
 from experiments.fashion_mnist import pixels
 from jax_softmax import (
     SoftmaxRegression,
@@ -57,8 +65,9 @@ class Settings:
     """How often the test images are split in two."""
     seed: int = 0
     """Of the splits, and of the second classifier."""
-    out: Path = Path("experiments/results/decisions")
-    """Where the page, its numbers and its figures go."""
+    out: Path | None = None
+    """Where the page, its numbers and its figures go; by default
+    experiments/results/decisions, with --quick runs/decisions-quick."""
     quick: bool = False
     """Three splits, and a second classifier that learns for 30 epochs only."""
 
@@ -82,7 +91,10 @@ class Findings(NamedTuple):
 
 def run(settings: Settings) -> None:
     """Measure, print, save."""
-    _check(settings)
+    at_least(1, settings, "splits")
+    above_zero(settings, "times")
+    takes_seed(settings)
+    out = results_folder("decisions", settings.out, quick=settings.quick)
     model, config = run_folder.load(settings.run)
     dataset = data.load(config["dataset"], settings.data_dir)
     if config["fingerprint"] != dataset.fingerprint:
@@ -96,7 +108,7 @@ def run(settings: Settings) -> None:
             f"There is no class {settings.costly!r}: --costly takes one of "
             f"{', '.join(names)}."
         )
-    make_folder(settings.out)
+    make_folder(out)
     logits = {
         "trained": model.logits(pixels(dataset.test_images)),
         "by heart": by_heart(dataset, settings).logits(pixels(dataset.test_images)),
@@ -124,12 +136,12 @@ def run(settings: Settings) -> None:
         "classifiers": {name: _summary(of) for name, of in found.items()},
     }
     page = decisions_page.page(summary)
-    (settings.out / "decisions.md").write_text(page)
-    (settings.out / "decisions.json").write_text(report.to_json(summary))
-    decisions_page.draw(summary, found, settings.out)
+    (out / "decisions.md").write_text(page)
+    (out / "decisions.json").write_text(report.to_json(summary))
+    decisions_page.draw(summary, found, out)
     report.say(page)
     names = ("decisions.md", "decisions.json", *decisions_page.PICTURES)
-    report.say(f"Files: {', '.join(str(settings.out / name) for name in names)}")
+    report.say(f"Files: {', '.join(str(out / name) for name in names)}")
 
 
 def of_split(key: Array, logits: Array, labels: Array, costs: Array) -> Findings:
@@ -234,17 +246,6 @@ def _summary(found: Findings) -> dict[str, Any]:
     return {name: both(value) for name, value in numbers.items()} | {
         "bins_of_first_split": first
     }
-
-
-def _check(settings: Settings) -> None:
-    if settings.splits < 1:
-        raise BadInput(f"--splits must be at least 1, got {settings.splits}.")
-    if not 0 < settings.times < np.inf:
-        raise BadInput(
-            f"--times must be a finite number above 0, got {settings.times:g}."
-        )
-    if not 0 <= settings.seed < 2**32:
-        raise BadInput(f"--seed must be in [0, 2**32), got {settings.seed}.")
 
 
 def command_line(arguments: list[str]) -> None:

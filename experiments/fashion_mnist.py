@@ -32,9 +32,13 @@ from experiments.command import (
     Failed,
     Interrupted,
     Stop,
+    above_zero,
+    at_least,
+    flag,
     main,
     parse,
     stopping_at_leisure,
+    takes_seed,
 )
 from experiments.compiled import keep_programs
 from experiments.journal import Journal
@@ -321,10 +325,10 @@ def resumed(settings: Train, arguments: Sequence[str]) -> Train:
     asked = parse(Train, arguments, program="fashion_mnist", default=begun)
     for name, value in asked.decisive.items():
         if value != begun.decisive[name]:
-            flag = "--" + name.replace("_", "-")
             raise BadInput(
-                f"The run in {settings.resume} has {flag} {begun.decisive[name]}, not "
-                f"{value}: leave the flag out, or start another run with --out."
+                f"The run in {settings.resume} has {flag(name)} "
+                f"{begun.decisive[name]}, not {value}: leave the flag out, or start "
+                "another run with --out."
             )
     return asked
 
@@ -378,23 +382,14 @@ def gradient_gap(
 
 
 def _check(settings: Train) -> None:
-    if settings.batch_size < 1:
-        raise BadInput(f"--batch-size must be at least 1, got {settings.batch_size}.")
-    if settings.epochs < 0:
-        raise BadInput(f"--epochs must not be negative, got {settings.epochs}.")
-    if settings.checkpoint_every < 0:
-        raise BadInput(
-            f"--checkpoint-every must not be negative, got {settings.checkpoint_every}."
-        )
+    at_least(1, settings, "batch_size")
+    at_least(0, settings, "epochs", "checkpoint_every")
+    above_zero(settings, "learning_rate")
+    takes_seed(settings)
     if settings.resume and settings.out:
         raise BadInput("--resume goes on in its own folder: leave --out out.")
-    if not 0 < settings.learning_rate <= float(np.finfo(np.float32).max):
-        raise BadInput(
-            "--learning-rate must be a finite float32 number above 0, "
-            f"got {settings.learning_rate:g}."
-        )
-    if not 0 <= settings.seed < 2**32:
-        raise BadInput(f"--seed must be in [0, 2**32), got {settings.seed}.")
+    if settings.out:
+        run_folder.check_free(settings.out)
 
 
 def _import_meanwhile(*modules: str) -> None:

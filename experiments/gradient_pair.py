@@ -69,6 +69,10 @@ def run(pair: Pair, out: Path | None) -> None:
         raise BadInput("--function is missing: give module:name of what to compare.")
     if pair.args is None:
         raise BadInput("--args is missing: give a file of np.savez with the arguments.")
+    if not 0 <= pair.floor <= 1:
+        raise BadInput(f"--floor must be in [0, 1], got {pair.floor:g}.")
+    if pair.ulp is not None and not pair.ulp >= 0:
+        raise BadInput(f"--ulp must be a number of at least 0, got {pair.ulp:g}.")
     function = named("--function", pair.function)
     closed_form, judge = (
         named(flag, name) if name else None
@@ -127,13 +131,20 @@ def read(path: Path, dtype: str | None) -> dict[str, np.ndarray]:
     try:
         # Opened here, as NumPy leaves a damaged file open.
         with path.open("rb") as stream:
-            loaded = np.load(stream, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
+            begins = stream.peek(6)
+            if begins.startswith(b"\x93NUMPY"):
                 raise BadInput(f"{path} is a single array: save it with np.savez.")
+            if not begins.startswith(b"PK"):
+                raise BadInput(f"{path} is not an .npz file made with numpy.savez.")
+            loaded = np.load(stream, allow_pickle=False)
             arrays = {name: loaded[name] for name in loaded.files}
     except FileNotFoundError:
         raise BadInput(f"There is no file {path}: make one with np.savez.") from None
-    except (ValueError, BadZipFile, EOFError, OSError) as error:
+    except ValueError:
+        raise BadInput(
+            f"{path} holds what is no array of numbers: save those with numpy.savez."
+        ) from None
+    except (BadZipFile, EOFError, OSError) as error:
         reason = getattr(error, "strerror", None) or _reason(error)
         raise BadInput(
             f"{path} cannot be read ({reason}): make it again with np.savez."

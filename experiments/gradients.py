@@ -21,7 +21,7 @@ import optax
 import tyro
 
 from experiments import data, gradient_figures, gradient_pair, report
-from experiments.command import main, make_folder
+from experiments.command import main, make_folder, results_folder
 from experiments.fashion_mnist import pixels
 from experiments.gradient_cases import on_logits, on_weights
 from experiments.gradient_curves import (
@@ -81,7 +81,8 @@ class Settings:
     data_dir: Path | None = None
     """A folder with the data set, as raw files or prepared by tensorflow-datasets."""
     out: Path | None = None
-    """Where the files go; by default experiments/results/gradients."""
+    """Where the files go; by default experiments/results/gradients, with --quick
+    runs/gradients-quick."""
     quick: bool = False
     """One type, few cases, margins and steps: a check that everything works."""
     pair: tyro.conf.OmitArgPrefixes[Pair] = field(default_factory=Pair)
@@ -92,10 +93,10 @@ def run(settings: Settings) -> None:
     if settings.pair.given:
         gradient_pair.run(settings.pair, settings.out)
         return
-    out = settings.out or Path("experiments/results/gradients")
-    make_folder(out)
     quick = settings.quick
+    out = results_folder("gradients", settings.out, quick=quick)
     dataset = data.load(settings.dataset, settings.data_dir)
+    make_folder(out)
     models = trained_models(dataset, quick)
     size = 64 if quick else 256
     images = np.asarray(pixels(dataset.train_images[:size]))

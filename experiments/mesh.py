@@ -41,8 +41,7 @@ def sizes(flag: str) -> tuple[int, int]:
     match = re.fullmatch(rf"{axis},(?!\1){axis}", flag, re.ASCII)
     if match is None:
         raise BadInput(
-            "--mesh must be like data=2,model=2, with numbers from 1 on, "
-            f"got {flag or 'nothing'}."
+            f"--mesh must be like data=2,model=2, with numbers from 1 on, got {flag}."
         )
     number = dict(zip(match.group(1, 3), map(int, match.group(2, 4)), strict=True))
     return number["data"], number["model"]

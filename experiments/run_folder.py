@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import report
-from experiments.command import BadInput
+from experiments.command import BadInput, cannot_write, check_folder, make_folder
 from jax_softmax import SoftmaxRegression
 
 CONFIG, METRICS, PARAMS = "config.json", "metrics.jsonl", "params.npz"
@@ -37,11 +37,11 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         BadInput: another process has it, or it cannot be made.
     """
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise _cannot_write(folder, error) from None
+        raise cannot_write(folder, error.strerror) from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -60,16 +60,26 @@ def create(folder: Path, config: dict[str, Any]) -> None:
     Raises:
         BadInput: the folder cannot be written, or holds a run already.
     """
-    if (folder / CONFIG).exists():
-        raise BadInput(
-            f"{folder} already holds a run: go on with --resume {folder}, or choose "
-            "another --out."
-        )
+    check_free(folder)
     try:
         with replacing(folder / CONFIG) as file:
             file.write_text(report.to_json({"kind": KIND} | config))
     except OSError as error:
-        raise _cannot_write(folder, error) from None
+        raise cannot_write(folder, error.strerror) from None
+
+
+def check_free(folder: Path) -> None:
+    """A run can start there, as far as can be told without making the folder.
+
+    Raises:
+        BadInput: it cannot be written, or holds a run already.
+    """
+    check_folder(folder)
+    if os.path.exists(folder / CONFIG):
+        raise BadInput(
+            f"{folder} already holds a run: go on with --resume {folder}, or choose "
+            "another --out."
+        )
 
 
 def started_with(folder: Path) -> dict[str, Any]:
@@ -150,13 +160,6 @@ def load(folder: Path) -> SavedRun:
     if not _fits(config, params):
         raise _of_another_model(folder)
     return SavedRun(SoftmaxRegression(*map(jnp.asarray, map(params.get, "wb"))), config)
-
-
-def _cannot_write(folder: Path, error: OSError) -> BadInput:
-    return BadInput(
-        f"The output folder {folder} cannot be written ({error.strerror}): "
-        "choose another --out."
-    )
 
 
 def _of_another_model(folder: Path) -> BadInput:

@@ -34,7 +34,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments import report, run_folder, scaling_overhead, scaling_pod
-from experiments.command import BadInput, Failed, main
+from experiments.command import BadInput, Failed, at_least, flag, main, takes_seed
 from experiments.mesh import AXES, BY_CLASS, sizes
 from jax_softmax import SoftmaxRegression, cross_entropy
 
@@ -45,7 +45,11 @@ DECISIVE = ("rows", "features", "classes", "batch_size", "epochs", "seed")
 
 @dataclass(frozen=True)
 class Scaling:
-    """Train softmax regression with several processes on one mesh."""
+    """Train softmax regression with several processes on one mesh.
+
+    (Two measurements have flags of their own: python -m experiments.scaling overhead,
+    and python -m experiments.scaling pod.)
+    """
 
     processes: int = 4
     """How many processes, each with its own devices."""
@@ -91,7 +95,11 @@ def epoch_ids(rows: int, seed: int, epoch: int, shard: int, shards: int) -> np.n
     Grain shuffles all of them, and shard i takes every shards-th from the i-th on: so
     batch by batch the shards see the same rows together, however many they are.
     """
-    source = grain.MapDataset.range(rows).seed(seed).shuffle(seed=seed + 7919 * epoch)
+    source = (
+        grain.MapDataset.range(rows)
+        .seed(seed)
+        .shuffle(seed=(seed + 7919 * epoch) % 2**32)
+    )
     return np.fromiter(source[shard::shards], int)
 
 
@@ -118,6 +126,19 @@ def examples(settings: Scaling) -> tuple[np.ndarray, np.ndarray]:
     return x, (x @ teacher + noise).argmax(-1).astype(np.int32)
 
 
+def check(settings: Scaling) -> None:
+    """What one process can be asked to do, and all of them.
+
+    Raises:
+        BadInput: a number is out of its range, or they do not fit each other.
+    """
+    at_least(1, settings, "processes", "devices", "rows", "features", "classes")
+    at_least(1, settings, "batch_size", "checkpoint_every")
+    at_least(0, settings, "epochs")
+    takes_seed(settings)
+    mesh_shape(settings)
+
+
 def mesh_shape(settings: Scaling) -> tuple[int, int]:
     """(data, model).
 
@@ -125,10 +146,6 @@ def mesh_shape(settings: Scaling) -> tuple[int, int]:
         BadInput: the mesh is not written as it should be, or does not fit.
     """
     devices = settings.processes * settings.devices
-    if min(settings.processes, settings.devices, settings.checkpoint_every) < 1:
-        raise BadInput(
-            "--processes, --devices and --checkpoint-every must be positive."
-        )
     model = 2 if devices % 2 == 0 else 1
     data = devices // model
     if settings.mesh is not None:
@@ -269,7 +286,7 @@ def arrays(
 
 def launch(settings: Scaling) -> None:
     """Start the processes, and stop all of them when one fails."""
-    mesh_shape(settings)
+    check(settings)
     if settings.resume is not None:
         settings = _gone_on_with(settings)
     with run_folder.locked(settings.out):
@@ -341,11 +358,12 @@ def _gone_on_with(settings: Scaling) -> Scaling:
             f"There is no run to go on with in {folder} ({error}): name one that --out "
             "made."
         ) from None
+    if not isinstance(begun, dict) or not begun.keys() >= set(DECISIVE):
+        raise BadInput(f"The run in {folder} is of another experiment.")
     for name in DECISIVE:
-        if begun.get(name) != getattr(settings, name):
-            flag = "--" + name.replace("_", "-")
+        if begun[name] != getattr(settings, name):
             raise BadInput(
-                f"The run in {folder} has {flag} {begun.get(name)}: give it."
+                f"The run in {folder} has {flag(name)} {begun[name]}: give it."
             )
     return replace(settings, out=folder, resume=folder)
 

@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any
 
 from experiments import report
-from experiments.command import BadInput, Failed, make_folder
+from experiments.command import Failed, at_least, make_folder
 
 MESHES = "data=2,model=1", "data=1,model=2"
 WAYS = {"1 process x 2 devices": (1, 2), "2 processes x 1 device": (2, 1)}
@@ -50,10 +50,7 @@ class Overhead:
 
 
 def run(settings: Overhead) -> None:
-    for name in ("rounds", "batch_size", "features", "classes", "steps"):
-        if getattr(settings, name) < 2:
-            flag = "--" + name.replace("_", "-")
-            raise BadInput(f"{flag} must be 2 or more, got {getattr(settings, name)}.")
+    at_least(2, settings, "rounds", "batch_size", "features", "classes", "steps")
     make_folder(settings.out)
     seconds: dict[str, dict[str, list[list[float]]]] = {
         mesh: {way: [] for way in WAYS} for mesh in MESHES

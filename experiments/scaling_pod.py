@@ -39,7 +39,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments import report
-from experiments.command import BadInput, make_folder
+from experiments.command import BadInput, make_folder, results_folder
 from jax_softmax import mean_linear_cross_entropy
 
 TOPOLOGIES = {1: "2x2", 4: "2x2", 16: "4x4", 64: "8x8", 256: "16x16"}
@@ -247,15 +247,17 @@ class Pod:
     """How many chips: 1, 4, 16, 64, 256."""
     quick: bool = False
     """A small shape: a check that everything works."""
-    out: Path = Path("experiments/results/scaling")
-    """The folder for pod.json, pod.md and pod.png."""
+    out: Path | None = None
+    """The folder for pod.json, pod.md and pod.png; by default
+    experiments/results/scaling, with --quick runs/scaling-quick."""
 
 
 def run(settings: Pod) -> None:
     unknown = set(settings.chips) - set(TOPOLOGIES)
     if unknown or not settings.chips:
         raise BadInput(f"--chips must be of {[*TOPOLOGIES]}, got {settings.chips}.")
-    make_folder(settings.out)
+    out = results_folder("scaling", settings.out, quick=settings.quick)
+    make_folder(out)
     shape = Shape(256, 512, 16384) if settings.quick else Shape()
     rows = []
     for chips in settings.chips:
@@ -266,7 +268,7 @@ def run(settings: Pod) -> None:
         "rows": rows,
         "environment": report.environment(),
     }
-    (settings.out / "pod.json").write_text(report.to_json(found))
-    (settings.out / "pod.md").write_text(table(rows))
-    draw(rows, settings.out / "pod.png")
+    (out / "pod.json").write_text(report.to_json(found))
+    (out / "pod.md").write_text(table(rows))
+    draw(rows, out / "pod.png")
     report.say(table(rows))

@@ -31,7 +31,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model._linear_loss import LinearModelLoss
 
 from experiments import data, report
-from experiments.command import BadInput, main, make_folder
+from experiments.command import BadInput, above_zero, main, make_folder, results_folder
 from jax_softmax._regression import SoftmaxRegression
 from jax_softmax._solve import Solution, Solver, solve
 
@@ -61,8 +61,9 @@ class Settings:
     """As for experiments.fashion_mnist."""
     data_dir: Path | None = None
     """As for experiments.fashion_mnist."""
-    out: Path = Path("experiments/results/solvers")
-    """Where DATASET.json and DATASET.png go."""
+    out: Path | None = None
+    """Where DATASET.json and DATASET.png go; by default experiments/results/solvers,
+    with --quick runs/solvers-quick."""
     limit: float = 60.0
     """Seconds after which a run of scikit-learn's is stopped; ours have a quarter."""
     ours: tuple[str, ...] = tuple(OURS)
@@ -259,8 +260,7 @@ def race(
 
 def run(settings: Settings) -> None:
     """Measure, print, save, draw."""
-    if not 0 < settings.limit < np.inf:
-        raise BadInput(f"--limit must be above 0 seconds, got {settings.limit:g}.")
+    above_zero(settings, "limit")
     for flag, names, known in (
         ("--ours", settings.ours, OURS),
         ("--peers", settings.peers, Settings.peers),
@@ -269,12 +269,15 @@ def run(settings: Settings) -> None:
             if name not in known:
                 options = ", ".join(f'"{known}"' for known in known)
                 raise BadInput(f'{flag} "{name}" is none of {options}.')
+    if not settings.ours:
+        raise BadInput("--ours must be one name or more, got none.")
     if RIVAL not in settings.peers:
         raise BadInput(f'--peers must have "{RIVAL}" among them: it sets the goals.')
-    make_folder(settings.out)
+    out = results_folder("solvers", settings.out, quick=settings.quick)
     if settings.quick:
         settings = replace(settings, dataset="digits", limit=1.0)
     p = problem(settings.dataset, settings.data_dir)
+    make_folder(out)
     curves: dict[str, list[list[Point]]] = {}
     best, certificates = None, {}
 
@@ -315,7 +318,7 @@ def run(settings: Settings) -> None:
         for name, result in certificates.items()
     }
     rows = race(curves, minimum, settings.limit)
-    (settings.out / f"{settings.dataset}.json").write_text(
+    (out / f"{settings.dataset}.json").write_text(
         report.to_json(
             {
                 "environment": report.environment(),
@@ -330,8 +333,8 @@ def run(settings: Settings) -> None:
             }
         )
     )
-    draw(settings.dataset, curves, minimum, rows, settings.out)
-    report.say(f"Files: {settings.dataset}.json and .png in {settings.out}")
+    draw(settings.dataset, curves, minimum, rows, out)
+    report.say(f"Files: {settings.dataset}.json and .png in {out}")
 
 
 def draw(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import report, stability_page
-from experiments.command import main, make_folder
+from experiments.command import main, make_folder, results_folder
 from experiments.measure import interleave
 from experiments.stability_rivals import (
     SOFTMAXES,
@@ -57,15 +57,17 @@ OFFSETS = np.arange(-150, 151)
 class Settings:
     """Measure errors and times; write one page, its numbers and its figures."""
 
-    out: Path = Path("experiments/results/stability")
-    """Where stability.md, stability.json and the figures go."""
+    out: Path | None = None
+    """Where stability.md, stability.json and the figures go; by default
+    experiments/results/stability, with --quick runs/stability-quick."""
     quick: bool = False
     """Time small batches for a moment only."""
 
 
 def run(settings: Settings) -> None:
     """Measure, print, save."""
-    make_folder(settings.out)
+    out = results_folder("stability", settings.out, quick=settings.quick)
+    make_folder(out)
     shapes, seconds = (QUICK_SHAPES, 0.1) if settings.quick else (SHAPES, 5.0)
     found = {
         "environment": report.environment() | circumstances(),
@@ -77,13 +79,13 @@ def run(settings: Settings) -> None:
         "costs": costs(shapes, seconds),
     }
     page = stability_page.page(found)
-    (settings.out / "stability.md").write_text(page)
-    (settings.out / "stability.json").write_text(report.to_json(without_nan(found)))
-    stability_page.draw_offsets(found, settings.out / stability_page.OFFSET)
-    stability_page.draw_margins(found, settings.out / stability_page.MARGIN)
+    (out / "stability.md").write_text(page)
+    (out / "stability.json").write_text(report.to_json(without_nan(found)))
+    stability_page.draw_offsets(found, out / stability_page.OFFSET)
+    stability_page.draw_margins(found, out / stability_page.MARGIN)
     report.say(page)
     names = ("stability.md", "stability.json", *stability_page.PICTURES)
-    report.say(f"Files: {', '.join(str(settings.out / name) for name in names)}")
+    report.say(f"Files: {', '.join(str(out / name) for name in names)}")
 
 
 def exp_limits() -> dict[str, dict[str, float]]:

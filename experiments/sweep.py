@@ -22,7 +22,14 @@ from jax import Array, lax
 from matplotlib.figure import Figure
 
 from experiments import data, report
-from experiments.command import BadInput, main, make_folder
+from experiments.command import (
+    BadInput,
+    above_zero,
+    at_least,
+    main,
+    make_folder,
+    results_folder,
+)
 from jax_softmax._closed_form_regression import regression_hvp
 from jax_softmax._fit import fit
 from jax_softmax._regression import SoftmaxRegression
@@ -53,8 +60,9 @@ class Settings:
     """Passes over the training images."""
     rounds: int = 3
     """Of the timing, interleaved: the median counts."""
-    out: Path = Path("experiments/results/sweep")
-    """Where sweep.json and the pictures go."""
+    out: Path | None = None
+    """Where sweep.json and the pictures go; by default experiments/results/sweep, with
+    --quick runs/sweep-quick."""
     quick: bool = False
     """Digits, few settings, two epochs."""
 
@@ -188,17 +196,21 @@ def run(settings: Settings) -> None:
             settings, dataset="digits", rates=6, batch_sizes=(64, 256), seeds=2
         )
         settings = replace(settings, epochs=2, rounds=1)
-    for name in ("rates", "seeds", "epochs", "rounds"):
-        if getattr(settings, name) < 1:
-            raise BadInput(
-                f"--{name} must be at least 1, got {getattr(settings, name)}."
-            )
-    if not 0 < settings.lowest <= settings.highest < np.inf:
-        raise BadInput("--lowest must be above 0 and no higher than --highest.")
+    at_least(1, settings, "rates", "seeds", "epochs", "rounds")
+    above_zero(settings, "lowest", "highest")
+    if settings.lowest > settings.highest:
+        raise BadInput(
+            f"--lowest must be no higher than --highest, {settings.highest:g}, "
+            f"got {settings.lowest:g}."
+        )
     if not settings.batch_sizes or min(settings.batch_sizes) < 1:
-        raise BadInput("--batch-sizes must be numbers of at least 1.")
-    make_folder(settings.out)
+        raise BadInput(
+            "--batch-sizes must be one or more numbers of at least 1, "
+            f"got {settings.batch_sizes}."
+        )
+    out = results_folder("sweep", settings.out, quick=settings.quick)
     dataset = data.load(settings.dataset, settings.data_dir)
+    make_folder(out)
     rates = np.geomspace(settings.lowest, settings.highest, settings.rates)
     keys = jax.random.split(jax.random.key(0), settings.seeds)
     groups, table, models = [], [], None
@@ -238,10 +250,10 @@ def run(settings: Settings) -> None:
         "curvature": curvatures,
         "throughput": timing,
     }
-    (settings.out / "sweep.json").write_text(report.to_json(results))
-    draw_rates(groups, rates, curvatures, settings.out / "learning_rate.png")
-    draw_sizes(groups, rates, settings.out / "batch_size.png")
-    report.say(f"Files: sweep.json and two pictures in {settings.out}")
+    (out / "sweep.json").write_text(report.to_json(results))
+    draw_rates(groups, rates, curvatures, out / "learning_rate.png")
+    draw_sizes(groups, rates, out / "batch_size.png")
+    report.say(f"Files: sweep.json and two pictures in {out}")
 
 
 def best(done: Group, rates: np.ndarray) -> dict[str, Any]:

@@ -22,13 +22,23 @@ from jax import Array
 from matplotlib.figure import Figure
 
 from experiments import english, report
-from experiments.command import BadInput, main, make_folder
+from experiments.command import (
+    BadInput,
+    Failed,
+    above_zero,
+    at_least,
+    check_folder,
+    main,
+    make_folder,
+    takes_seed,
+)
 from experiments.measure import compiled, interleave
 from jax_softmax import linear_softmax_summary, mean_linear_cross_entropy
 
 OURS, NAIVE = "mean_linear_cross_entropy", "loss on logits"
 LIMITS = (1e-6, 1e-5, 1e-4, 1e-3)
 BLOCK = 10  # steps of one contender before it is the other's turn
+MOST = 500.0  # nats, of which exp is still finite
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ class Run(NamedTuple):
     step: Callable[[Any, Batch], Any]
     temp_bytes: int
     losses: list[float]
-    seconds: list[float]
+    seconds: list[float]  # of a step, the mean of each block
 
 
 def features(model: Model, before: Array) -> Array:
@@ -94,7 +104,11 @@ def naive_loss(model: Model, batch: Batch) -> Array:
 
 def run(settings: Settings) -> None:
     """Train, compare, predict, save."""
-    make_folder(settings.out)
+    at_least(2, settings, "classes")
+    at_least(1, settings, "features", "context", "batch", "steps")
+    above_zero(settings, "rate")
+    takes_seed(settings)
+    check_folder(settings.out)
     text = english.load(settings.text, settings.classes)
     validation_words = min(16384, len(text.ids) // 10)
     train, validation = np.split(text.ids, [len(text.ids) - validation_words])
@@ -103,6 +117,7 @@ def run(settings: Settings) -> None:
             f"{text.source} has {len(text.ids)} words, too few to train on: give a "
             f"longer --text, or a smaller --batch."
         )
+    make_folder(settings.out)
     classes = len(text.vocabulary)
     report.say(f"{text.source}: {len(text.ids):,} words, vocabulary {classes:,}")
     unigram = _unigram(train, classes)
@@ -128,9 +143,14 @@ def run(settings: Settings) -> None:
     model = states[OURS][0]
     held_out = _held_out(validation, settings.context)
     summary = jax.jit(_summary)(model, held_out)
+    loss = float(summary.nll.mean())
+    if not loss < MOST:
+        raise Failed(
+            f"Stopped: with --rate {settings.rate:g} the loss has become {loss:.3g} "
+            "nats: give a lower one."
+        )
     tokens = {
-        name: settings.batch * BLOCK / statistics.median(r.seconds)
-        for name, r in runs.items()
+        name: settings.batch / statistics.median(r.seconds) for name, r in runs.items()
     }
     results = {
         "environment": report.environment(),
@@ -139,7 +159,7 @@ def run(settings: Settings) -> None:
         "settings": vars(settings),
         "perplexity": {
             "unigram": math.exp(-float(unigram[np.asarray(held_out.labels)].mean())),
-            "trained": math.exp(float(summary.nll.mean())),
+            "trained": math.exp(loss),
         },
         "top_5_accuracy": float(
             (summary.top_ids == held_out.labels[:, None]).any(1).mean()
@@ -212,14 +232,15 @@ def _block(contender: Run, state: Any, batches: list[Batch]) -> Any:
         state, value = contender.step(state, batch)
         values.append(value)
     contender.losses.extend(map(float, jax.block_until_ready(values)))
-    if len(batches) == BLOCK:
-        contender.seconds.append(time.perf_counter() - started)
+    contender.seconds.append((time.perf_counter() - started) / len(batches))
     return state
 
 
 def _summary(model: Model, batch: Batch) -> Any:
     x = features(model, batch.before)
-    return linear_softmax_summary(x, model.w, batch.labels, b=model.b, top_k=5)
+    return linear_softmax_summary(
+        x, model.w, batch.labels, b=model.b, top_k=min(5, len(model.b))
+    )
 
 
 def _apart(runs: dict[str, Run]) -> float | None:

@@ -1,4 +1,4 @@
-"""What every experiment that writes a folder says of one that cannot be written."""
+"""What every experiment says of bad flags and folders, before it makes any file."""
 
 import subprocess
 import sys
@@ -6,33 +6,91 @@ from importlib import import_module
 
 import pytest
 
-from experiments.command import BadInput
+from experiments import benchmark
+from experiments.catalog import DataError
+from experiments.command import BadInput, main
 
-WRITE_A_FOLDER = {
-    "benchmark_dense": "Settings",
-    "benchmark_job": "Settings",
-    "benchmark_linear": "Settings",
-    "benchmark_train": "Settings",
-    "decisions": "Settings",
-    "gradients": "Settings",
-    "scaling_pod": "Pod",
-    "solvers": "Settings",
-    "stability": "Settings",
-    "sweep": "Settings",
-    "vocabulary": "Settings",
+SETTINGS = {"scaling": "Scaling", "scaling_pod": "Pod", "scaling_overhead": "Overhead"}
+FOLDERS = {
+    "benchmark_dense": "dense",
+    "benchmark_job": "job",
+    "benchmark_linear": "linear",
+    "benchmark_train": "train",
+    "decisions": "decisions",
+    "gradients": "gradients",
+    "scaling_pod": "scaling",
+    "solvers": "solvers",
+    "stability": "stability",
+    "sweep": "sweep",
+}
+BAD_FLAGS = {
+    "benchmark_dense": ["--seconds 0", "--seconds nan"],
+    "benchmark_job": ["--rounds 0"],
+    "benchmark_linear": ["--seconds inf", "--gigabytes 0", "--shapes 1x1x1"],
+    "benchmark_train": ["--seconds -1"],
+    "decisions": ["--splits 0", "--times inf", "--seed 4294967296"],
+    "scaling": ["--rows 0", "--seed -1"],
+    "scaling_overhead": ["--rounds 0", "--batch-size 1", "--steps 1"],
+    "scaling_pod": ["--chips 2"],
+    "solvers": ["--limit 0", "--limit nan", "--ours sgd"],
+    "sweep": [
+        *("--rates 0", "--seeds 0", "--epochs 0", "--rounds 0", "--batch-sizes 0"),
+        *("--lowest -1", "--lowest 4", "--highest inf"),
+    ],
+    "vocabulary": [
+        *("--steps 0", "--steps -1", "--classes 0", "--classes 1", "--features 0"),
+        *("--context 0", "--batch 0", "--rate nan", "--rate 0", "--rate inf"),
+        *("--rate 1e39", "--rate -1", "--seed -1"),
+    ],
 }
 
 
-@pytest.mark.parametrize("name", WRITE_A_FOLDER)
+def settings_of(name):
+    experiment = import_module(f"experiments.{name}")
+    return experiment, getattr(experiment, SETTINGS.get(name, "Settings"))
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """An empty folder to run in."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [(name, words) for name, many in BAD_FLAGS.items() for words in many],
+)
+def test_a_bad_flag_is_one_sentence_and_nothing_is_made(name, words, tmp_path, capsys):
+    experiment, settings = settings_of(name)
+    with pytest.raises(SystemExit) as stop:
+        main(experiment.run, settings, words.split(), program=name)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    flag, got = words.split()
+    assert error.startswith(flag)
+    assert got.replace("e39", "e+39") in error.removeprefix(flag)
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["benchmark_train", "gradients", "solvers", "sweep"])
+def test_no_folder_is_made_for_a_data_set_that_there_is_not(name, tmp_path):
+    experiment, settings = settings_of(name)
+    with pytest.raises(DataError, match="no data set 'fashion'"):
+        experiment.run(settings(dataset="fashion"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [*FOLDERS, "scaling_overhead", "vocabulary"])
 def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(
     name, tmp_path
 ):
     a_file = tmp_path / "file"
     a_file.touch()
-    experiment = import_module(f"experiments.{name}")
-    settings = getattr(experiment, WRITE_A_FOLDER[name])(out=a_file / "results")
-    with pytest.raises(BadInput, match=r"output folder .* cannot be written .*--out"):
-        experiment.run(settings)
+    experiment, settings = settings_of(name)
+    for out in (a_file, a_file / "results"):
+        with pytest.raises(BadInput, match=r"file is a file, not a folder\).*--out"):
+            experiment.run(settings(out=out))
 
 
 def test_a_reader_that_leaves_is_one_sentence():
@@ -48,3 +106,45 @@ def test_a_reader_that_leaves_is_one_sentence():
     assert run.returncode == 1
     assert said.startswith("Stopped: nobody reads the output")
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_quick_check_leaves_the_quoted_results_alone(name, tmp_path):
+    for place in ("runs", "experiments"):
+        (tmp_path / place).touch()  # so that each run ends at its folder
+    experiment, settings = settings_of(name)
+    for quick, out in (
+        (False, f"experiments/results/{FOLDERS[name]} "),
+        (True, f"runs/{FOLDERS[name]}-quick "),
+    ):
+        with pytest.raises(BadInput, match=f"output folder {out}"):
+            experiment.run(settings(quick=quick))
+
+
+def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    experiment, settings = settings_of("stability")
+    with pytest.raises(BadInput, match=r"cannot be written \(.* may not be written\)"):
+        experiment.run(settings(out=tmp_path / "results"))
+
+
+@pytest.mark.parametrize("arguments", [["--out", ""], ["--out="], ["--quick", ""]])
+def test_an_empty_argument_is_refused(arguments, capsys):
+    experiment, settings = settings_of("stability")
+    with pytest.raises(SystemExit, match="2"):
+        main(experiment.run, settings, arguments, program="stability")
+    assert f"{arguments[0].rstrip('=')} is empty: give it" in capsys.readouterr().err
+
+
+def test_help_of_the_benchmarks(capsys):
+    benchmark.command_line(["--help"])
+    printed = capsys.readouterr().out
+    for name in benchmark.BENCHMARKS:
+        assert f"python -m experiments.benchmark {name} " in printed
+        with pytest.raises(SystemExit, match="0"):
+            benchmark.command_line([name, "--help"])
+        assert "--quick" in capsys.readouterr().out
+    for words in ([], ["fast"]):
+        with pytest.raises(SystemExit, match="2"):
+            benchmark.command_line(words)
+        assert "Name a benchmark: dense, linear, train, job" in capsys.readouterr().err

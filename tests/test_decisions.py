@@ -617,8 +617,11 @@ def test_experiment_finds_what_calibration_and_costs_are_worth(experiment):
     [
         (["--run", "no/such/run"], "There is no run folder"),
         (["--costly", "eleven"], "no class 'eleven': --costly takes one of"),
-        (["--times", "0"], "--times must be a finite number above 0, got 0"),
-        (["--times", "nan"], "--times must be a finite number above 0, got nan"),
+        (["--times", "0"], "finite float32 number above 0, got 0"),
+        (
+            ["--times", "nan"],
+            "finite float32 number above 0, got nan",
+        ),
         (["--splits", "0"], "--splits must be at least 1, got 0"),
         (["--seed", "-1"], "--seed must be in"),
         (["--data-dir", "no/such/folder"], "does not exist"),

@@ -130,7 +130,7 @@ def test_predicts_png_files(digits_run, capsys, tmp_path):
         (["--data-dir", "nowhere/at/all"], "does not exist"),
         ([*DIGITS, "--data-dir", "."], "bundled with scikit-learn"),
         (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
-        (["--epochs", "-1"], "--epochs must not be negative, got -1"),
+        (["--epochs", "-1"], "--epochs must be at least 0, got -1"),
         (["--learning-rate", "0"], "finite float32 number above 0, got 0"),
         (["--learning-rate", "nan"], "finite float32 number above 0, got nan"),
         (["--learning-rate", "inf"], "finite float32 number above 0, got inf"),
@@ -156,15 +156,20 @@ def test_an_empty_data_folder(capsys, tmp_path):
     assert "is empty" in refused(capsys, "--data-dir", tmp_path)
 
 
-def test_an_output_folder_that_cannot_be_written(capsys, tmp_path):
+def test_an_output_folder_is_refused_before_data_are_loaded(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(data, "load", None)
     (tmp_path / "file").touch()
     error = refused(capsys, *DIGITS, "--out", tmp_path / "file" / "run")
-    assert "cannot be written" in error
-    assert "--out" in error
+    assert f"({tmp_path / 'file'} is a file, not a folder): choose another" in error
+    for empty in (["--out", ""], ["--out="]):
+        assert "--out is empty: give it a value" in refused(capsys, *DIGITS, *empty)
 
 
-def test_a_run_is_never_overwritten(capsys, digits_run):
+def test_a_run_is_never_overwritten(capsys, digits_run, monkeypatch):
     folder, _ = digits_run
+    monkeypatch.setattr(data, "load", None)
     before = (folder / "metrics.jsonl").read_text()
     assert "already holds a run" in refused(capsys, *DIGITS, "--out", folder)
     assert (folder / "metrics.jsonl").read_text() == before

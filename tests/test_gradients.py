@@ -206,6 +206,9 @@ def test_float64_files_stay_float64_unless_told(compare, tmp_path):
         ("users_module", (), "args.npz", "not of the form module:name"),
         ("users_module:squares", (), "absent.npz", "There is no file"),
         ("users_module:squares", (), "damaged.npz", "cannot be read"),
+        ("users_module:squares", (), "text.npz", "is not an .npz file made with nu"),
+        ("users_module:squares", (), "empty.npz", "is not an .npz file made with nu"),
+        ("users_module:squares", (), "objects.npz", "holds what is no array of num"),
         ("users_module:squares", (), "words.npz", "which is no number"),
         ("users_module:squares", (), "single.npz", "is a single array"),
         ("users_module:squares", (), "three.npz", "cannot be called with arr_0"),
@@ -216,6 +219,8 @@ def test_float64_files_stay_float64_unless_told(compare, tmp_path):
             "got float32[1], wanted float32[3]",
         ),
         ("users_module:squares", ("--argnums", "7"), "args.npz", "argnums: got 7"),
+        ("users_module:squares", ("--floor", "nan"), "args.npz", "in [0, 1], got nan"),
+        ("users_module:squares", ("--ulp", "nan"), "args.npz", "at least 0, got nan"),
     ],
 )
 def test_what_cannot_be_compared_is_one_sentence(
@@ -223,6 +228,9 @@ def test_what_cannot_be_compared_is_one_sentence(
 ):
     whole = (tmp_path / "args.npz").read_bytes()
     (tmp_path / "damaged.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.npz").write_text("1 2 3")
+    (tmp_path / "empty.npz").touch()
+    np.savez(tmp_path / "objects.npz", np.array([None]))
     np.savez(tmp_path / "words.npz", np.array(["a"]))
     (tmp_path / "single.npz").write_bytes(b"")
     with (tmp_path / "single.npz").open("wb") as stream:
@@ -231,6 +239,7 @@ def test_what_cannot_be_compared_is_one_sentence(
     code, _, err = compare(function, *flags, file=file)
     assert code == 2
     assert said in err
+    assert "pickle" not in err
     assert len(err.splitlines()) == 1
 
 

@@ -112,7 +112,7 @@ def test_rows_and_classes_stay_where_they_are():
         ("data=2,data=2", "got data=2,data=2"),
         ("data=2,tensor=2", "got data=2,tensor=2"),
         ("data=2", "got data=2."),
-        ("", "got nothing"),
+        ("", "--mesh is empty"),
         ("data=5,model=1", "needs 5 devices, and there are 4, of kind cpu"),
         ("data=999999999,model=999999999", "a processor plays 256 at most"),
     ],

@@ -49,12 +49,27 @@ def test_every_row_is_seen_once_an_epoch(rows, shards):
         ({"mesh": "data=3,model=2"}, "--mesh data=3,model=2 has 6 devices.* are 4"),
         ({"batch_size": 7}, "--batch-size 7 must divide among 2 data shards"),
         ({"classes": 5}, "--classes 5 among 2 model shards"),
-        ({"processes": 0}, "must be positive"),
+        ({"processes": 0}, "^--processes must be at least 1, got 0.$"),
+        ({"devices": 0}, "^--devices must be at least 1, got 0.$"),
+        ({"rows": 0}, "^--rows must be at least 1, got 0.$"),
+        ({"features": 0}, "^--features must be at least 1, got 0.$"),
+        ({"classes": 0}, "^--classes must be at least 1, got 0.$"),
+        ({"batch_size": 0}, "^--batch-size must be at least 1, got 0.$"),
+        ({"checkpoint_every": 0}, "^--checkpoint-every must be at least 1, got 0.$"),
+        ({"epochs": -1}, "^--epochs must be at least 0, got -1.$"),
+        ({"seed": -1}, "--seed must be in .*, got -1.$"),
     ],
 )
-def test_bad_input(settings, message):
+def test_bad_input_starts_nothing(settings, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", None)
     with pytest.raises(BadInput, match=message):
-        scaling.mesh_shape(replace(SMALL, **settings))
+        scaling.launch(replace(SMALL, **settings, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_seed_and_its_epochs_may_reach_the_end_of_32_bits():
+    order = scaling.epoch_ids(9, 2**32 - 1, 1, 0, 1)
+    assert sorted(order) == list(range(9))
 
 
 def trained_alone(settings):
@@ -178,7 +193,7 @@ def test_overhead_is_a_ratio_of_steps(tmp_path, monkeypatch, capsys):
         assert found["meshes"][mesh]["overhead"] == pytest.approx(3)
     assert found["environment"]["jax"]
     assert capsys.readouterr().out.count("2.00 (1.50 to 5.00)") == 2
-    with pytest.raises(BadInput, match="--batch-size must be 2 or more, got 1"):
+    with pytest.raises(BadInput, match="--batch-size must be at least 2, got 1"):
         scaling_overhead.run(scaling_overhead.Overhead(batch_size=1, out=tmp_path))
 
 

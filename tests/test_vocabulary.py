@@ -33,6 +33,18 @@ def test_a_run_learns_and_both_losses_agree(text, tmp_path, monkeypatch):
     assert (out / "predictions.md").read_text().count("\n") == 12
 
 
+def test_the_shortest_run(text, tmp_path, monkeypatch):
+    """One step, of the smallest model and a vocabulary of two."""
+    monkeypatch.setattr(vocabulary, "filtering", lambda *_: [])
+    sizes = "--classes 2 --features 1 --context 1 --batch 1 --steps 1"
+    flags = ["--text", str(text), "--out", str(tmp_path), *sizes.split()]
+    main(vocabulary.run, vocabulary.Settings, flags, program="vocabulary")
+    results = json.loads((tmp_path / "vocabulary.json").read_text())
+    assert len(results["losses"][vocabulary.OURS]) == 1
+    assert min(results["tokens_per_second"].values()) > 0
+    assert results["top_5_accuracy"] == 1
+
+
 def test_ids_grow_as_words_get_rarer():
     text = english.as_ids(["a", "b", "b", "c", "c", "c", "d"], 3, "")
     assert text.vocabulary == [english.UNKNOWN, "c", "b"]
@@ -63,4 +75,4 @@ def test_benchmark_linear(tmp_path, capsys):
     assert row["wrong_by"] == {}
     with pytest.raises(SystemExit, match="2"):
         benchmark.command_line(["linear", "--shapes", "1x1x1"])
-    assert "There is no shape 1x1x1" in capsys.readouterr().err
+    assert "--shapes 1x1x1 is none of 2048x512x32768, " in capsys.readouterr().err
