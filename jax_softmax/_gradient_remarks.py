@@ -7,7 +7,7 @@ import numpy as np
 
 from jax_softmax import _gradient_methods as methods
 from jax_softmax._gradient_arguments import Block
-from jax_softmax._gradient_digits import DIGITS
+from jax_softmax._gradient_decimals import DIGITS
 from jax_softmax._gradient_judge import (
     Columns,
     Problem,
