@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from experiments import data, report
 from experiments.command import (
     BadInput,
+    Failed,
     above_zero,
     at_least,
     main,
@@ -31,7 +32,7 @@ from experiments.command import (
     results_folder,
 )
 from jax_softmax._closed_form_regression import regression_hvp
-from jax_softmax._fit import fit
+from jax_softmax._fit import NonFiniteLoss, fit
 from jax_softmax._regression import SoftmaxRegression
 from jax_softmax._sweep import sweep
 
@@ -236,7 +237,12 @@ def run(settings: Settings) -> None:
             f"Largest curvature {when}: {value:.3f} (residual {rest:.1e}), so gradient "
             f"descent is stable below {2 / value:.3f}"
         )
-    timing = throughput(dataset, rates, keys, settings.rounds)
+    try:
+        timing = throughput(dataset, rates, keys, settings.rounds)
+    except NonFiniteLoss as error:
+        raise Failed(
+            f"Stopped: {error}. --lowest was {settings.lowest:g}; nothing is written."
+        ) from None
     report.say(
         f"{timing['models']} models at once: {timing['sweep_seconds_per_epoch']:.2f} s "
         f"an epoch; fit needs {timing['fit_seconds_per_epoch']:.2f} s for each: "

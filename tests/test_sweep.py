@@ -6,6 +6,8 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import sweep as experiment
+from experiments.command import Failed
 from jax_softmax import SoftmaxRegression, fit, sweep
 
 ROWS, FEATURES, CLASSES, SEEDS = 43, 5, 3, 2
@@ -146,3 +148,21 @@ def test_bad_input_is_one_sentence(change, sentence, our_errors):
     }
     with pytest.raises((ValueError, TypeError), match=sentence):
         sweep(**(arguments | change))
+
+
+def test_a_rate_at_which_fit_diverges_ends_the_experiment_in_a_sentence(
+    tmp_path, monkeypatch
+):
+    def group(dataset, rates, keys, batch_size, epochs):
+        lost = np.full((1, 1), np.nan)
+        models = jax.tree.map(lambda leaf: leaf[None], experiment.starts(keys, dataset))
+        return experiment.Group(batch_size, lost, lost, lost, 1.0), models
+
+    monkeypatch.setattr(experiment, "group", group)
+    monkeypatch.setattr(experiment, "largest_curvature", lambda *_: (np.nan, np.nan))
+    monkeypatch.setattr(experiment, "sweep", lambda *_, **__: ())
+    sizes = dict.fromkeys(("rates", "seeds", "epochs", "rounds"), 1)
+    sizes |= {"lowest": 1e30, "highest": 1e30, "batch_sizes": (256,)}
+    with pytest.raises(Failed, match=r"^Stopped: the loss became nan .* was 1e\+30; "):
+        experiment.run(experiment.Settings(dataset="digits", out=tmp_path, **sizes))
+    assert list(tmp_path.iterdir()) == []
