@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import jax.numpy as jnp
 import numpy as np
@@ -145,7 +145,10 @@ def load(folder: Path) -> SavedRun:
         raise BadInput(f"There is no run folder {folder}: name one that --out made.")
     try:
         config = json.loads((folder / CONFIG).read_text())
-        with np.load(folder / PARAMS, allow_pickle=False) as arrays:
+        with (folder / PARAMS).open("rb") as file:
+            if not is_zipfile(file):
+                raise BadZipFile(f"{PARAMS} is no .npz file")
+            arrays = np.load(file, allow_pickle=False)
             params = {name: arrays[name] for name in arrays.files}
     except FileNotFoundError as error:
         missing = Path(error.filename).name
