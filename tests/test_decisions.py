@@ -550,7 +550,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_static_mistakes_name_argument_got_and_wanted(mistake):
+def test_static_mistakes_name_argument_got_and_wanted(mistake, our_errors):
     call, argument, detail = MISTAKES[mistake]
     with pytest.raises((TypeError, ValueError), match=f"(?s){argument}.*{detail}"):
         jax.eval_shape(call)

@@ -15,12 +15,20 @@ from jax_softmax import SoftmaxRegression
 @pytest.mark.parametrize(
     ("experiment", "arguments", "sentence"),
     [
-        (solvers, ["--limit", "0"], "--limit must be above 0"),
+        (
+            solvers,
+            ["--limit", "0"],
+            "--limit must be a finite float32 number above 0, got 0",
+        ),
         (solvers, ["--ours", "adam"], '--ours "adam" is none of'),
         (solvers, ["--peers", "scikit-learn saga, float64"], "it sets the goals"),
         (solvers, ["--dataset", "nothing"], "nothing"),
         (sweep, ["--rates", "0"], "--rates must be at least 1, got 0"),
-        (sweep, ["--lowest", "2", "--highest", "1"], "--lowest must be above 0"),
+        (
+            sweep,
+            ["--lowest", "2", "--highest", "1"],
+            "no higher than --highest, 1, got 2",
+        ),
         (sweep, ["--batch-sizes", "0"], "--batch-sizes must be"),
     ],
 )
