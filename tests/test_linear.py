@@ -349,7 +349,7 @@ def test_what_is_kept_where_the_gradient_of_w_will_be():
         x, w, _, labels = arrays(3.0, rows=rows, features=7, classes=1031)
         want, *got = (
             jax.jit(jax.vmap(partial(derivatives, f), in_axes=(0, None, None)))
-            for f in (flat, ours, tied)
+            for f in ((flat, ours, tied) if rows == 7 else (flat, ours))
         )
         many = jnp.stack([w, 0 * w])  # all equal: every class is a largest one
         for one in got:
