@@ -1,10 +1,16 @@
-"""What every test runs under: checked annotations, strict types, four CPU devices."""
+"""What tests run under: annotations checked, four CPU devices, programs kept."""
 
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = " ".join(
     (os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4")
 )
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Workers, and the processes that tests start, share what they compile.
+    PROGRAMS = tempfile.TemporaryDirectory(prefix="jax_softmax-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
@@ -54,12 +60,3 @@ def strict_types():
     """No promotion of types that the code does not ask for."""
     with jax.numpy_dtype_promotion("strict"):
         yield
-
-
-@pytest.fixture(scope="session")
-def programs_kept(tmp_path_factory):
-    """The processes that tests start share what they compile, with no one else."""
-    folder = str(tmp_path_factory.mktemp("programs"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
-        yield folder

@@ -17,13 +17,8 @@ JOB = ["-m", "experiments.fashion_mnist"]
 DIGITS = ["--dataset", "digits", "--epochs", "3"]
 
 
-@pytest.fixture(autouse=True)
-def programs_of_this_process(monkeypatch, programs_kept):
-    monkeypatch.setattr(fashion_mnist, "keep_programs", lambda: None)
-
-
 @pytest.fixture(scope="module")
-def digits_run(tmp_path_factory, programs_kept):
+def digits_run(tmp_path_factory):
     """One run as a user starts it, warnings being errors."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     done = subprocess.run(

@@ -24,7 +24,6 @@ JOB += ["--optimizer", "momentum"]
 def only_training():
     assert len(jax.devices()) == 4  # now, before a mesh asks for others
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fashion_mnist, "keep_programs", lambda: None)
         for name in ("_draw", "gradient_gap"):
             patch.setattr(fashion_mnist, name, lambda *_: "")
         yield

@@ -30,9 +30,8 @@ FACTS = {"settings": {"seed": 0}, "fingerprint": "f", "shuffle": [0, 1]}
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch, programs_kept):
+def no_pictures(monkeypatch):
     monkeypatch.setattr(fashion_mnist, "_draw", lambda *_: None)
-    monkeypatch.setattr(fashion_mnist, "keep_programs", lambda: None)
 
 
 @contextlib.contextmanager
@@ -279,9 +278,7 @@ def short_run(tmp_path_factory):
     settings = fashion_mnist.Train(
         dataset="digits", epochs=2, out=out, tensorboard=True
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fashion_mnist, "keep_programs", lambda: None)
-        fashion_mnist.train(settings)
+    fashion_mnist.train(settings)
     return out
 
 

@@ -97,7 +97,7 @@ def trained_alone(settings):
 
 
 @pytest.fixture
-def launched(monkeypatch, programs_kept):
+def launched(monkeypatch):
     """As from the command line, with the launcher in this process."""
     jax.devices()  # those of this process, before the flag for them goes
     monkeypatch.delenv("XLA_FLAGS")
