@@ -97,11 +97,15 @@ def fraction(name: str, value: float) -> float:
 
 def one_key(name: str, value: Array) -> None:
     """One PRNG key, typed or raw."""
-    typed = isinstance(value, Array) and jnp.issubdtype(value.dtype, dtypes.prng_key)
-    raw = isinstance(value, Array) and value.dtype == jnp.uint32
-    if not (typed or raw) or value.ndim != (0 if typed else 1):
-        found = value.shape if typed or raw else type(value).__name__
-        raise TypeError(f"{name} must be one key, as jax.random.key(0), got {found}")
+    kind = getattr(value, "dtype", None)
+    raw = kind == jnp.uint32
+    if not raw and (kind is None or not jnp.issubdtype(kind, dtypes.prng_key)):
+        raise TypeError(
+            f"{name} must be a key, as jax.random.key(0), got {type(value).__name__}"
+        )
+    batch = value.shape[:-1] if raw else value.shape
+    if batch:
+        raise ValueError(f"{name} must be one key, got keys of shape {batch}")
 
 
 def same_shape(name: str, array: Array, wanted: tuple[int, ...]) -> None:

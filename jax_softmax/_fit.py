@@ -128,8 +128,8 @@ def fit(
 
     Raises:
         ValueError: no rows, not as many labels as rows, batch_size < 1, epochs < 0 or
-            watch_every < 1.
-        TypeError: optimizer is none of optax's, or key not one key.
+            watch_every < 1, or several keys.
+        TypeError: optimizer is none of optax's, or key no key.
         NonFiniteLoss: names the step; it carries the last model with a finite loss.
 
     >>> x = jnp.array([[0.0], [1.0], [2.0], [3.0]])

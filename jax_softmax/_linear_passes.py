@@ -9,7 +9,6 @@ label a (p_y - 1) is a expm1(-nll), so nothing cancels.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -57,7 +56,7 @@ def pull(
         return _pull(head, piece, dz, None, grads, start), None
 
     grads = _zeros(layer, wanted)
-    return tiles.over(layer.x.shape[0], head.tokens, chunk, grads, None)[0]
+    return tiles.over_tokens(head, layer.x.shape[0], chunk, grads)[0]
 
 
 def measure_and_pull(
@@ -72,10 +71,8 @@ def measure_and_pull(
 
     def chunk(head: Head, carry, start: Index, size: int):
         grads, kept = carry
-        piece, a = (
-            tiles.piece_of(head, layer, start, size),
-            tiles.cut(head, weights, start, size),
-        )
+        piece = tiles.piece_of(head, layer, start, size)
+        a = tiles.cut(head, weights, start, size)
         seen = measured(head, piece, grads.w if head.in_place else kept)
         seen = seen._replace(rows=over_devices(head, piece, seen.rows))
         if head.in_place:
@@ -116,9 +113,7 @@ def measure_and_pull(
         def after(carry, start: Index, size: int):
             return chunk(head, carry, head.first + start, size)
 
-        (grads, _), rows = tiles.over(
-            rest, head.tokens, after, (grads, kept), partial(tiles.in_order, head)
-        )
+        (grads, _), rows = tiles.over_tokens(head, rest, after, (grads, kept))
         parts.append(rows)
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts), grads
 
@@ -129,10 +124,8 @@ def push(
     """Tangents of (loss, lse): what `pull` is the transpose of."""
 
     def chunk(carry: None, start: Index, size: int):
-        piece, rows_ = (
-            tiles.piece_of(head, layer, start, size),
-            tiles.cut(head, rows, start, size),
-        )
+        piece = tiles.piece_of(head, layer, start, size)
+        rows_ = tiles.cut(head, rows, start, size)
         dx = None if tangents.x is None else tiles.cut(head, tangents.x, start, size)
         moved = piece._replace(x=dx) if dx is not None else None
         nll = losses(head, piece, rows_).nll
@@ -157,9 +150,7 @@ def push(
         classes = tiles.classes_of(head, layer.w)
         return carry, tiles.over(classes, head.classes, tile, (zeros, zeros), None)[0]
 
-    return tiles.over(
-        layer.x.shape[0], head.tokens, chunk, None, partial(tiles.in_order, head)
-    )[1]
+    return tiles.over_tokens(head, layer.x.shape[0], chunk, None)[1]
 
 
 def _cotangents(

@@ -1,6 +1,5 @@
 """Pass one over the tiles of a linear layer: what is learnt of each row of logits."""
 
-from functools import partial
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -53,13 +52,10 @@ def measure(head: Head, layer: Layer) -> Rows:
     """Pass one over all tokens: one matmul."""
 
     def chunk(carry: None, start: Index, size: int) -> tuple[None, Rows]:
-        return carry, measured(
-            head, tiles.piece_of(head, layer, start, size), None
-        ).rows
+        piece = tiles.piece_of(head, layer, start, size)
+        return carry, measured(head, piece, None).rows
 
-    return tiles.over(
-        layer.x.shape[0], head.tokens, chunk, None, partial(tiles.in_order, head)
-    )[1]
+    return tiles.over_tokens(head, layer.x.shape[0], chunk, None)[1]
 
 
 def over_devices(head: Head, layer: Layer, rows: Rows) -> Rows:

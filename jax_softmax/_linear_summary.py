@@ -1,6 +1,5 @@
 """What is worth knowing about each row of softmax(x w + b), in one pass."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -104,9 +103,7 @@ def _summary(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
     def chunk(carry: None, start: Index, size: int):
         return carry, _chunk(head, tiles.piece_of(head, layer, start, size), top_k)
 
-    return tiles.over(
-        layer.x.shape[0], head.tokens, chunk, None, partial(tiles.in_order, head)
-    )[1]
+    return tiles.over_tokens(head, layer.x.shape[0], chunk, None)[1]
 
 
 def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:

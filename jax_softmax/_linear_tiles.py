@@ -172,8 +172,13 @@ def deals(head: Head, tokens: int) -> int:
     return tokens // head.tokens if even else 1
 
 
-def in_order(head: Head, stacked: Any, last: Any) -> Any:
-    """What `over` has stacked, chunk by chunk of tokens, one row after the other."""
+def over_tokens(
+    head: Head,
+    tokens: int,
+    chunk: Callable[[Any, Index, int], tuple[Any, Any]],
+    carry: Any,
+) -> tuple[Any, Any]:
+    """`over` chunks of tokens; what they give is put in the order of the rows again."""
 
     def joined(a: Array, *rest: Array) -> Array:
         tokens = math.prod(a.shape[:2])
@@ -181,7 +186,10 @@ def in_order(head: Head, stacked: Any, last: Any) -> Any:
             a = a.swapaxes(0, 1)
         return jnp.concatenate((a.reshape(tokens, *a.shape[2:]), *rest))
 
-    return jax.tree.map(joined, stacked, *(() if last is None else (last,)))
+    def in_order(stacked: Any, last: Any) -> Any:
+        return jax.tree.map(joined, stacked, *(() if last is None else (last,)))
+
+    return over(tokens, head.tokens, chunk, carry, in_order)
 
 
 def cut(head: Head, rows: Any, start: Index, size: int) -> Any:
