@@ -9,13 +9,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Integer
 
 from jax_softmax import _checks as checks
+from jax_softmax._folds import FEW_CLASSES
 from jax_softmax._partition import (
-    Partition,
     complement,
     gap,
     log1p,
-    partition,
-    probability,
+    partition_and_probability,
     total,
 )
 from jax_softmax._reductions import normalized
@@ -228,18 +227,18 @@ def nll_and_grad(
     loss = (max - z[y]) + log1p(tail)          two terms >= 0: nothing cancels
     d loss / d z_j = exp(z_j - max) / (1 + tail),   minus the others' at the label
     """
-    part = partition(z, shards)
+    part, probs = partition_and_probability(z, shards)
     known, column = shards.has(labels), shards.column(labels)
     z_label = shards.sum(at_label(z, column))
     loss = jnp.where(known, gap(z_label, part.max) + log1p(part.tail), jnp.nan)
-    sound = (known & (part.max > -jnp.inf))[..., None]
-    column_part = Partition(part.max[..., None], part.tail[..., None])
-    grad = jnp.where(
-        _is(column, z),
-        -complement(z_label[..., None], column_part),
-        probability(z, column_part),
+    sound = known & (part.max > -jnp.inf)
+    grad_at_label = jnp.where(sound, -complement(z_label, part), jnp.nan)[..., None]
+    one, zero = jnp.ones_like(loss)[..., None], jnp.zeros_like(loss)[..., None]
+    here = _is(column, z)  # of a product with 0 and 1 XLA for CPU makes a vector loop
+    grad = (
+        jnp.where(here, zero, one) * probs + jnp.where(here, one, zero) * grad_at_label
     )
-    return loss, jnp.where(sound, grad, jnp.nan)
+    return loss, grad
 
 
 @nll_and_grad.defjvp
@@ -258,6 +257,8 @@ def at_label(
     rows: Float[Array, "*batch classes"], column: Int[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
     """rows[i, column[i]], 0 where there is no such column."""
+    if rows.shape[-1] <= FEW_CLASSES:  # a vector loop, which no gather is
+        return jnp.where(_is(column, rows), rows, 0).sum(-1)
     found = jnp.take_along_axis(rows, jnp.maximum(column, 0)[..., None], axis=-1)
     return jnp.where(column < 0, 0, found[..., 0])
 

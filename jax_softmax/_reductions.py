@@ -18,8 +18,7 @@ from jax_softmax._partition import (
     gap,
     log1p,
     log_partition,
-    partition,
-    probability,
+    partition_and_probability,
 )
 from jax_softmax._shards import Shards
 
@@ -140,12 +139,12 @@ def normalized(
     z: Float[Array, "*batch classes"], shards: Shards | None = None
 ) -> Normalized:
     """lse, log-probabilities and probabilities from one partition of the last axis."""
-    part = partition(z, shards)
+    part, probs = partition_and_probability(z, shards)
     column = Partition(part.max[..., None], part.tail[..., None])
     return Normalized(
         log_partition(part),
         -(gap(z, column.max) + log1p(column.tail)),
-        probability(z, column),
+        probs,
         complement(z, column),
     )
 

@@ -1,0 +1,152 @@
+"""exp(z - top) for a row of logits, without the rounding of z - top.
+
+XLA's exp is within 1 ULP of exp(rounded difference), and that rounding alone costs 60
+ULP at |z| = 50. Both exponentials here avoid it, and round only sums and products, so
+that every platform has the same accuracy: 2^k exp(r), split by Cody & Waite, with
+|r| <= log(2) / 2 and exp(r) by a polynomial.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float
+
+RAISED = 64  # exponentials are summed 2^64 times too large, so that few underflow
+
+# log(2) as a short number, which times k is exact, and the rest.
+_SHORT = {32: 355 / 512, 64: round(math.log(2) * 2**32) / 2**32}
+_REST = {
+    32: math.log(2) - _SHORT[32],
+    64: (math.log(2) - _SHORT[64]) + 2.3190468138462996e-17,
+}
+# exp(r) = 1 + r + r^2 (c_0 + c_1 r + ...): of least relative error up to log(2) / 2 in
+# float32 (3e-9, an iterated least-squares fit), Taylor's in float64.
+_SERIES = {
+    32: (0.49999994, 0.16666520, 0.041668400, 0.0083688516, 0.0013814321),
+    64: tuple(1 / math.factorial(n) for n in range(2, 14)),
+}
+
+
+def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """a + b exactly, as the rounded sum and its rounding (Knuth).
+
+    A constant is b: XLA simplifies (1 + b) - 1 to b.
+    """
+    total = a + b
+    b_part = total - a
+    return total, (a - (total - b_part)) + (b - b_part)
+
+
+def shifted_exp(z: Array, shift: Array, *, raised: int = 0) -> Array:
+    """exp(z - shift) * 2^raised for z <= shift, within 1 ULP.
+
+    The difference is high + low exactly. Two +inf are taken as equal: the limit of
+    logits that grow together.
+    """
+    kind = jnp.finfo(z.dtype)
+    z, shift = jnp.minimum(z, kind.max), jnp.minimum(shift, kind.max)
+    high, low = two_sum(z, -shift)
+    least = (kind.minexp - 1 - raised) * math.log(2)
+    low = jnp.where(high > least, low, 0)
+    high = jnp.maximum(high, least)
+    k = jnp.round(high / math.log(2))
+    reduced = high - k * _SHORT[kind.bits]
+    low = low - k * _REST[kind.bits]
+    r = reduced + low
+    r_low = (reduced - r) + low
+    return _exp(r, r_low) * _power_of_two(k, jnp.asarray(raised, z.dtype))
+
+
+class RowScale(NamedTuple):
+    """How a row with this maximum is split: top = pivot + offset, 2^exponent near it.
+
+    The pivot is 0, or the maximum itself where it is large. Either way z - pivot is
+    exact for every z whose exponential counts: each logit is reduced on its own, and
+    what the maximum leaves is one factor for the whole row.
+    """
+
+    pivot: Float[Array, "*batch 1"]
+    offset: Float[Array, "*batch 1"]
+    exponent: Float[Array, "*batch 1"]
+    attained: Float[Array, "*batch 1"]  # z - pivot from here on is the maximum's
+
+
+def row_scale(top: Float[Array, "*batch 1"]) -> RowScale:
+    """The scale of rows with these maxima."""
+    kind = jnp.finfo(top.dtype)
+    reach = (kind.nmant - kind.minexp) * math.log(2)  # exp of -reach is 0
+    far = jnp.abs(top) > 2 * reach
+    offset = jnp.where(far, 0, top)
+    pivot = jnp.where(far, jnp.clip(top, -kind.max, kind.max), 0)
+    exponent = jnp.round(offset / math.log(2))
+    return RowScale(pivot, offset, exponent, jnp.where(top == jnp.inf, top, offset))
+
+
+def raised_exp(
+    z: Array, scale: RowScale, low: Array | float = 0.0
+) -> tuple[Array, Array]:
+    """exp(z - pivot) exp(low) 2^(RAISED - exponent) for z <= top, and where z = top."""
+    kind = jnp.finfo(z.dtype)
+    high = z - scale.pivot
+    is_top = high >= scale.attained
+    least = (scale.exponent + (kind.minexp - 1 - RAISED)) * math.log(2)
+    high = jnp.where(high < least, least, high)  # so that a NaN stays
+    k = jnp.round(high * (1 / math.log(2)))
+    reduced, rest = high - k * _SHORT[kind.bits], k * _REST[kind.bits]
+    r = reduced - rest
+    low = ((reduced - r) - rest) + low
+    return _exp(r, low) * _power_of_two(k, RAISED - scale.exponent), is_top
+
+
+def row_factor(scale: RowScale) -> tuple[Array, Array]:
+    """exp(pivot - top) 2^exponent, the factor raised_exp leaves, as high + low."""
+    bits = jnp.finfo(scale.offset.dtype).bits
+    reduced = scale.offset - scale.exponent * _SHORT[bits]
+    rest, rest_low = two_product(scale.exponent, _REST[bits])
+    high, low = two_sum(reduced, -rest)
+    low = low - rest_low
+    one_less, rounding = two_sum(-high, jnp.ones_like(high))
+    curve = _curve(-high) * (high * high)
+    factor, curve_low = two_sum(one_less, curve)
+    return factor, curve_low + (rounding - low * factor)
+
+
+def two_product(a: Array, b: Array | float) -> tuple[Array, Array]:
+    """a b exactly, as the rounded product and its rounding (Dekker)."""
+    b = jnp.asarray(b, a.dtype)
+    kind = jnp.finfo(a.dtype)
+
+    def halves(x: Array) -> tuple[Array, Array]:
+        upper = lax.reduce_precision(x, kind.nexp, (kind.nmant - 1) // 2)
+        return upper, x - upper
+
+    (a1, a2), (b1, b2) = halves(a), halves(b)
+    high = a * b
+    return high, ((a1 * b1 - high) + a1 * b2 + a2 * b1) + a2 * b2
+
+
+def _exp(r: Array, low: Array | float) -> Array:
+    return 1 + (r + (_curve(r) * (r * r) + low))
+
+
+def _curve(r: Array) -> Array:
+    """(exp(r) - 1 - r) / r^2."""
+    *lower, highest = _SERIES[jnp.finfo(r.dtype).bits]
+    curve = jnp.full_like(r, highest)
+    for coefficient in reversed(lower):
+        curve = curve * r + coefficient
+    return curve
+
+
+def _power_of_two(k: Array, raised: Array) -> Array:
+    """2^(k + raised) for whole numbers; 0 from the smallest normal number down.
+
+    Added to 1.5 * 2^nmant, a whole number stands in the low bits of the sum.
+    """
+    kind = jnp.finfo(k.dtype)
+    whole = jnp.int32 if kind.bits == 32 else jnp.int64
+    biased = k + (raised + (1.5 * 2.0**kind.nmant + 1 - kind.minexp))
+    exponent = lax.bitcast_convert_type(biased, whole) << kind.nmant
+    return lax.bitcast_convert_type(exponent, k.dtype)
