@@ -2,6 +2,7 @@
 
 python -m experiments.benchmark dense     softmax, logsumexp, cross-entropy on logits
 python -m experiments.benchmark linear    the loss of a large vocabulary
+python -m experiments.benchmark chips     both, by the compilers for a TPU and a GPU
 python -m experiments.benchmark train     an epoch of the main job, and its parts
 python -m experiments.benchmark job       the whole main job, process and all
 
@@ -12,6 +13,7 @@ import sys
 from types import ModuleType
 
 from experiments import (
+    benchmark_chips,
     benchmark_dense,
     benchmark_job,
     benchmark_linear,
@@ -22,6 +24,7 @@ from experiments.command import BAD_INPUT, main
 BENCHMARKS: dict[str, ModuleType] = {
     "dense": benchmark_dense,
     "linear": benchmark_linear,
+    "chips": benchmark_chips,
     "train": benchmark_train,
     "job": benchmark_job,
 }

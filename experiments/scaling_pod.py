@@ -22,7 +22,6 @@ tokens count once too: 8 KB are missing.
 """
 
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,10 +38,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments import report
+from experiments.chips import V5E, v5e
 from experiments.command import BadInput, make_folder, results_folder
 from jax_softmax import mean_linear_cross_entropy
 
-TOPOLOGIES = {1: "2x2", 4: "2x2", 16: "4x4", 64: "8x8", 256: "16x16"}
 BYTES = {"bf16": 2, "f32": 4, "s32": 4, "u32": 4, "pred": 1, "f16": 2, "u8": 1, "s8": 1}
 COLLECTIVE = re.compile(
     r"= (?P<result>\S.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all"
@@ -59,30 +58,9 @@ class Shape(NamedTuple):
 
 
 def mesh_of(chips: int) -> Mesh:
-    """Described TPU v5e chips as data x model.
-
-    Raises:
-        BadInput: the compiler for TPUs is not installed.
-    """
-    os.environ |= {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    }
-    from jax.experimental import topologies
-
-    try:
-        described = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"v5e:{TOPOLOGIES[chips]}"
-        )
-    except Exception as error:
-        raise BadInput(
-            f"The compiler for TPUs is not there ({str(error).splitlines()[0]}): run "
-            "uv run --with 'jax[tpu]' python -m experiments.scaling pod."
-        ) from None
+    """Described TPU v5e chips as data x model."""
     side = math.isqrt(chips)
-    grid = np.array(described.devices[:chips]).reshape(side, side)
-    return Mesh(grid, ("data", "model"))
+    return Mesh(v5e(chips).reshape(side, side), ("data", "model"))
 
 
 def ours(mesh: Mesh, shape: Shape, chunk: tuple[int, int] = (512, 8192)) -> Any:
@@ -253,9 +231,9 @@ class Pod:
 
 
 def run(settings: Pod) -> None:
-    unknown = set(settings.chips) - set(TOPOLOGIES)
+    unknown = set(settings.chips) - set(V5E)
     if unknown or not settings.chips:
-        raise BadInput(f"--chips must be of {[*TOPOLOGIES]}, got {settings.chips}.")
+        raise BadInput(f"--chips must be of {[*V5E]}, got {settings.chips}.")
     out = results_folder("scaling", settings.out, quick=settings.quick)
     make_folder(out)
     shape = Shape(256, 512, 16384) if settings.quick else Shape()

@@ -33,6 +33,25 @@ def row_max(z: Array) -> Array:
     return lax.platform_dependent(z, cpu=on_cpu, default=lambda z: z.max(-1))
 
 
+def row_entry(rows: Array, column: Array) -> Array:
+    """rows[i, column[i]].
+
+    Accelerators compare on their way over the row, where a gather would have a row of
+    another type written out. So do CPUs where classes are few: a gather is no vector
+    loop.
+    """
+
+    def compared(rows: Array, column: Array) -> Array:
+        columns = jnp.arange(rows.shape[-1], dtype=column.dtype)
+        return jnp.where(columns == column[..., None], rows, 0).sum(-1)
+
+    def gathered(rows: Array, column: Array) -> Array:
+        return jnp.take_along_axis(rows, column[..., None], axis=-1)[..., 0]
+
+    on_cpu = compared if rows.shape[-1] <= FEW_CLASSES else gathered
+    return lax.platform_dependent(rows, column, cpu=on_cpu, default=compared)
+
+
 def row_sum(terms: Terms, z: Array) -> tuple[Array, Array]:
     """The sum of terms(z) over the last axis, as high + low."""
 
@@ -61,6 +80,20 @@ def stored_sum(terms: Array) -> tuple[Array, Array]:
     return lax.platform_dependent(
         terms, cpu=on_cpu, default=lambda terms: (terms, terms.sum(-1))
     )
+
+
+def once(number: Array) -> Array:
+    """A number for each row, which XLA for CPU is not to do again for every class.
+
+    It takes loops apart at a reduction only.
+    """
+
+    def on_cpu(number: Array) -> Array:
+        column = number[..., None]
+        least = jnp.full_like(column, -jnp.inf)
+        return jnp.concatenate((column, least), -1).max(-1)
+
+    return lax.platform_dependent(number, cpu=on_cpu, default=lambda number: number)
 
 
 def _tile_by_tile(terms: Terms, z: Array) -> tuple[Array, Array]:

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Integer
 
 from jax_softmax import _checks as checks
-from jax_softmax._folds import FEW_CLASSES
+from jax_softmax._folds import row_entry
 from jax_softmax._partition import (
     complement,
     gap,
@@ -257,10 +257,8 @@ def at_label(
     rows: Float[Array, "*batch classes"], column: Int[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
     """rows[i, column[i]], 0 where there is no such column."""
-    if rows.shape[-1] <= FEW_CLASSES:  # a vector loop, which no gather is
-        return jnp.where(_is(column, rows), rows, 0).sum(-1)
-    found = jnp.take_along_axis(rows, jnp.maximum(column, 0)[..., None], axis=-1)
-    return jnp.where(column < 0, 0, found[..., 0])
+    found = row_entry(rows, jnp.maximum(column, 0))
+    return jnp.where(column < 0, 0, found)
 
 
 def known_label(

@@ -24,7 +24,7 @@ from jax_softmax._exponential import (
     two_product,
     two_sum,
 )
-from jax_softmax._folds import FEW_CLASSES, row_max, row_sum, stored_sum
+from jax_softmax._folds import FEW_CLASSES, once, row_max, row_sum, stored_sum
 from jax_softmax._shards import Shards
 
 LOG2_LOW = {32: -1.904654e-09, 64: 2.319047e-17}  # log(2) less what its type holds
@@ -209,6 +209,4 @@ def _top(z: Array, shards: Shards | None) -> Array:
 def _partition(top: Array, raised_tail: Array, tops: Array) -> Partition:
     other_tops = jnp.where(top == -jnp.inf, 0, tops) - 1
     tail = raised_tail * 2.0**-RAISED + other_tops
-    # A reduction, which XLA for CPU does not do again for every class of a result.
-    tail = jnp.concatenate((tail, jnp.full_like(tail, -1)), -1).max(-1)
-    return Partition(top[..., 0], tail)
+    return Partition(top[..., 0], once(tail[..., 0]))

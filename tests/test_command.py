@@ -12,6 +12,7 @@ from experiments.command import BadInput, main
 
 SETTINGS = {"scaling": "Scaling", "scaling_pod": "Pod", "scaling_overhead": "Overhead"}
 FOLDERS = {
+    "benchmark_chips": "chips",
     "benchmark_dense": "dense",
     "benchmark_job": "job",
     "benchmark_linear": "linear",
@@ -147,4 +148,7 @@ def test_help_of_the_benchmarks(capsys):
     for words in ([], ["fast"]):
         with pytest.raises(SystemExit, match="2"):
             benchmark.command_line(words)
-        assert "Name a benchmark: dense, linear, train, job" in capsys.readouterr().err
+        assert (
+            "Name a benchmark: dense, linear, chips, train, job"
+            in capsys.readouterr().err
+        )
