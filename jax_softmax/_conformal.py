@@ -102,7 +102,7 @@ def adaptive_scores(
     [-0.625  0.    -0.875]
     """
     probs = checks.scores("probs", probs)
-    p = probs.astype(checks.accumulation_dtype(probs))
+    p = checks.wide(probs)
     order = jnp.argsort(-p, axis=-1)
     mass = jnp.cumsum(jnp.take_along_axis(p, order, axis=-1), axis=-1)
     before = jnp.concatenate((jnp.zeros_like(mass[..., :1]), mass[..., :-1]), axis=-1)

@@ -133,7 +133,7 @@ def decision_costs(
     labels = checks.class_ids("labels", labels, batch)
     decisions = checks.class_ids("decisions", decisions, batch)
     table = _table(costs)
-    table = table.astype(checks.accumulation_dtype(table))
+    table = checks.wide(table)
     known, i = known_label(labels, table.shape[0])
     decided, j = known_label(decisions, table.shape[1])
     cost = jnp.where(decided, table[i, j], jnp.nan)

@@ -113,7 +113,7 @@ def _tile_by_tile(terms: Terms, z: Array) -> tuple[Array, Array]:
 
     def add_tile(index: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         starts = [(index * SLICES + s) * width for s in range(SLICES)]
-        parts = [lax.dynamic_slice_in_dim(z, start, width, -1) for start in starts]
+        parts = [_slice(z, start, width) for start in starts]
         total, rounding = _add(sums[0], _narrow(_by_pairs(map(terms, parts))))
         return total, sums[1] + rounding
 
@@ -122,10 +122,19 @@ def _tile_by_tile(terms: Terms, z: Array) -> tuple[Array, Array]:
     high, low = _narrowed(total + rounding)
     rest = z[..., tiles * SLICES * width :]
     if rest.shape[-1]:
-        rest_high, rest_low = _tile_by_tile(terms, rest)
+        rest_high, rest_low = _narrowed(terms(rest))
         high, rounding = _add(high, rest_high)
         low = (low + rest_low) + rounding
     return high, low
+
+
+def _slice(z: Array, start: Array, width: int) -> Array:
+    """Numbers of 16 bits as bits: XLA for CPU would widen all of them before."""
+    if z.dtype.itemsize > 2:
+        return lax.dynamic_slice_in_dim(z, start, width, -1)
+    bits = lax.bitcast_convert_type(z, jnp.uint16)
+    part = lax.dynamic_slice_in_dim(bits, start, width, -1)
+    return lax.bitcast_convert_type(part, z.dtype)
 
 
 def _folded(terms: Terms, z: Array, slices: int) -> Array:

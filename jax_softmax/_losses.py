@@ -78,7 +78,7 @@ def cross_entropy(
     loss = nll_and_grad(z, jnp.where(keep, labels, 0), shards)[0]
     if label_smoothing:
         possible = z > -jnp.inf
-        share = label_smoothing / shards.sum(possible.sum(-1)).astype(z.dtype)
+        share = label_smoothing / shards.sum(possible.sum(-1)).astype(loss.dtype)
         nll = jnp.where(possible, -normalized(z, shards).log_probs, 0)
         scale = 2.0**-24  # exact, and the sum of the largest numbers stays finite
         spread = shards.sum(total(nll * scale))
@@ -121,7 +121,8 @@ def cross_entropy_with_probs(
     probs = checks.scores("probs", probs)
     checks.same_shape("probs", probs, logits.shape)
     z, keep = kept_rows(logits, where)
-    targets = jnp.where(keep[..., None], probs.astype(z.dtype), 0)
+    targets = probs.astype(checks.accumulation_dtype(z))
+    targets = jnp.where(keep[..., None], targets, 0)
     loss = _soft_nll(z, targets, checks.shards(axis_name, z.shape[-1], None))
     return jnp.where(keep, loss, 0)
 
@@ -155,7 +156,7 @@ def nll_from_probs(
     """
     probs = checks.scores("probs", probs)
     labels = checks.class_ids("labels", labels, probs.shape[:-1])
-    wide = probs.astype(checks.accumulation_dtype(probs))
+    wide = checks.wide(probs)
     shards = checks.shards(None, probs.shape[-1], None)
     nll = -jnp.log(at_label(wide, shards.column(labels)))
     return jnp.where(shards.has(labels), nll, jnp.nan)
@@ -187,7 +188,7 @@ def mean_loss(
     """
     losses = checks.floating("losses", losses)
     keep = checks.row_mask("where", where, losses.shape)
-    wide = losses.astype(checks.accumulation_dtype(losses))
+    wide = checks.wide(losses)
     total = jnp.where(keep, wide, 0).sum()
     count = jnp.asarray(keep.sum() if normalizer is None else normalizer, wide.dtype)
     return jnp.where(count == 0, 0, total / jnp.where(count == 0, 1, count))
@@ -207,6 +208,7 @@ def _soft_nll(
         return shards.sum(total(targets * nll(z, targets)))
 
     def by_logits(dz, loss, z, targets):
+        dz = checks.wide(dz)
         mass = shards.sum(total(targets))[..., None]
         grad = mass * normalized(z, shards).probs - targets
         return shards.sum((grad * dz).sum(-1))
@@ -229,23 +231,22 @@ def nll_and_grad(
     """
     part, probs = partition_and_probability(z, shards)
     known, column = shards.has(labels), shards.column(labels)
-    z_label = shards.sum(at_label(z, column))
+    z_label = shards.sum(checks.wide(at_label(z, column)))
     loss = jnp.where(known, gap(z_label, part.max) + log1p(part.tail), jnp.nan)
     sound = known & (part.max > -jnp.inf)
     grad_at_label = jnp.where(sound, -complement(z_label, part), jnp.nan)[..., None]
-    one, zero = jnp.ones_like(loss)[..., None], jnp.zeros_like(loss)[..., None]
-    here = _is(column, z)  # of a product with 0 and 1 XLA for CPU makes a vector loop
-    grad = (
-        jnp.where(here, zero, one) * probs + jnp.where(here, one, zero) * grad_at_label
-    )
-    return loss, grad
+    # Products with 0 and 1, since XLA for CPU makes no vector loop of a choice.
+    here = _is(column, z)
+    label = jnp.where(here, 1, 0).astype(loss.dtype)
+    others = jnp.where(here, 0, 1).astype(loss.dtype)
+    return loss, others * probs + label * grad_at_label
 
 
 @nll_and_grad.defjvp
 def _nll_and_grad_jvp(shards, primals, tangents):
     """d loss = sum grad dz;  d grad = p ((dz - dz[y]) - d loss)."""
     (z, labels), (dz, _) = primals, tangents
-    loss, grad = nll_and_grad(z, labels, shards)
+    (loss, grad), dz = nll_and_grad(z, labels, shards), checks.wide(dz)
     column = shards.column(labels)
     d_loss = shards.sum((grad * dz).sum(-1))
     probs = jnp.where(_is(column, z), jnp.exp(-loss)[..., None], grad)
@@ -276,5 +277,4 @@ def _is(column: Array, z: Array) -> Array:
 def kept_rows(logits: Array, where: ArrayLike | None) -> tuple[Array, Array]:
     """Dropped rows become zeros before anything is computed from them."""
     keep = checks.row_mask("where", where, logits.shape[:-1])
-    z = logits.astype(checks.accumulation_dtype(logits))
-    return jnp.where(keep[..., None], z, 0), keep
+    return jnp.where(keep[..., None], logits, 0), keep

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from jax_softmax import _checks as checks
 from jax_softmax._exponential import (
     RAISED,
     raised_exp,
@@ -65,6 +66,7 @@ def partition(
     """Reduce the last axis to its partition.
 
     Devices agree on the maximum first: one number a row travels then, the sums after.
+    Logits of 16 bits are widened slice by slice: no row is written out in another type.
     """
     if z.shape[-1] <= FEW_CLASSES:
         return partition_and_exp(z, shards)[0]
@@ -73,7 +75,7 @@ def partition(
 
     def terms(z: Array) -> Array:
         """The tail's terms, and how many tops there are, added up as one number."""
-        exp, is_top = raised_exp(z, scale)
+        exp, is_top = raised_exp(checks.wide(z), scale)
         return lax.complex(
             jnp.where(is_top, 0, exp), jnp.where(is_top, 1, 0).astype(exp.dtype)
         )
@@ -90,6 +92,7 @@ def partition_and_exp(
     z: Float[Array, "*batch classes"], shards: Shards | None = None
 ) -> tuple[Partition, Array]:
     """The partition of logits that fit the cache, and exp(z - max)."""
+    z = checks.wide(z)
     top = _top(z, shards)
     is_top = z == top
     terms = jnp.where(is_top, 0, shifted_exp(z, top, raised=RAISED))
@@ -109,7 +112,8 @@ def partition_and_probability(
     """The partition, and exp(z - max) / (1 + tail)."""
     if z.shape[-1] > FEW_CLASSES:
         part = partition(z, shards)
-        return part, _probability(z, Partition(*(leaf[..., None] for leaf in part)))
+        column = Partition(*(leaf[..., None] for leaf in part))
+        return part, _probability(checks.wide(z), column)
     part, exp = partition_and_exp(z, shards)
     total, rounding = two_sum(part.tail, jnp.ones_like(part.tail))
     ratio = exp / total[..., None]
@@ -202,7 +206,7 @@ def log_partition(p: Partition) -> Float[Array, "*batch"]:
 
 
 def _top(z: Array, shards: Shards | None) -> Array:
-    top = row_max(z)[..., None]
+    top = checks.wide(row_max(z))[..., None]
     return top if shards is None else shards.max(top)
 
 

@@ -138,8 +138,12 @@ class Normalized(NamedTuple):
 def normalized(
     z: Float[Array, "*batch classes"], shards: Shards | None = None
 ) -> Normalized:
-    """lse, log-probabilities and probabilities from one partition of the last axis."""
+    """lse, log-probabilities and probabilities from one partition of the last axis.
+
+    All are as wide as sums are, also where z is narrower.
+    """
     part, probs = partition_and_probability(z, shards)
+    z = checks.wide(z)
     column = Partition(part.max[..., None], part.tail[..., None])
     return Normalized(
         log_partition(part),
@@ -153,7 +157,7 @@ def normalized(
 def _normalized_jvp(shards, primals, tangents):
     """d lse = sum p dz;  d log p = (1 - p) dz - sum of p dz over the others."""
     (z,), (dz,) = primals, tangents
-    out = normalized(z, shards)
+    out, dz = normalized(z, shards), checks.wide(dz)
     p_dz = jnp.where(out.lse[..., None] == -jnp.inf, 0, out.probs) * dz
     total = p_dz.sum(-1) if shards is None else shards.sum(p_dz.sum(-1))
     d_log_probs = out.complements * dz - (total[..., None] - p_dz)
@@ -173,11 +177,10 @@ def _rows(x: ArrayLike, axis: Axis, where: ArrayLike | None) -> _Rows:
     x = checks.floating("x", x)
     axes = checks.axes(axis, x.shape)
     last = tuple(range(-len(axes), 0))
-    z = x.astype(checks.accumulation_dtype(x))
     if where is not None:
         where = checks.entry_mask("where", where, x.shape)
-        z = jnp.where(where, z, -jnp.inf)
-    moved = jnp.moveaxis(z, axes, last)
+    kept = x if where is None else jnp.where(where, x, -jnp.inf)
+    moved = jnp.moveaxis(kept, axes, last)
     batch, reduced = moved.shape[: -len(axes)], moved.shape[-len(axes) :]
 
     def restore(rows: Array, dropped: float) -> Array:

@@ -126,7 +126,7 @@ def brier_score(
     """
     probs = checks.scores("probs", probs)
     labels = checks.class_ids("labels", labels, probs.shape[:-1])
-    p = probs.astype(checks.accumulation_dtype(probs))
+    p = checks.wide(probs)
     known, column = known_label(labels, p.shape[-1])
     score = jnp.square(p - jax.nn.one_hot(column, p.shape[-1], dtype=p.dtype)).sum(-1)
     return jnp.where(known, score, jnp.nan)
@@ -217,7 +217,7 @@ def scored_rows(
     batch, classes = array.shape[:-1], array.shape[-1]
     labels = checks.class_ids("labels", labels, batch).reshape(-1)
     x, keep = kept_rows(array, where)
-    x, keep = x.reshape(-1, classes), keep.reshape(-1)
+    x, keep = checks.wide(x).reshape(-1, classes), keep.reshape(-1)
     known, column = known_label(labels, classes)
     sound = (known & ~jnp.isnan(x).any(-1) | ~keep).all()
     weight = jnp.where(sound, keep.astype(x.dtype), jnp.nan)
