@@ -131,7 +131,7 @@ def _cut(
     rest = rows - first
     keeps = keep is not Keep.NOTHING and fitting >= min(rest, LEAST_TOKENS)
     if keeps:
-        chunks = -(-rest // max(fitting, 1))
+        chunks = _even(-(-rest // max(fitting, 1)), rest)
         tokens = -(-rest // max(chunks, 1))
     else:
         first, tokens = 0, min(rows, 2048) if on_cpu else rows
@@ -140,3 +140,9 @@ def _cut(
     return head._replace(
         tokens=tokens, classes=min(width, classes), keeps=keeps, first=first
     )
+
+
+def _even(chunks: int, tokens: int) -> int:
+    """`chunks`, or some more that divide the tokens, which are then dealt out."""
+    more = range(chunks, 2 * chunks + 1)
+    return next((n for n in more if n and tokens % n == 0), chunks)

@@ -17,6 +17,7 @@ import test_contract as contract
 from jax.sharding import PartitionSpec as P
 
 import jax_softmax as js
+from jax_softmax import _linear_plan
 
 pytestmark = pytest.mark.usefixtures("strict_types")
 
@@ -316,6 +317,29 @@ def test_nothing_of_the_size_of_classes_travels():
 
 def flops(program):
     return program.cost_analysis()["flops"]
+
+
+def test_default_chunks_of_accelerators_gather_nothing(monkeypatch):
+    """Tokens over devices under plain jit, more of them than are kept at a time."""
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *a, default, **others: default(*a)
+    )
+    kept = dict.fromkeys((True, False), 4 * 510 * 60)  # of 60 tokens
+    monkeypatch.setattr(_linear_plan, "KEPT_BYTES", kept)
+    monkeypatch.setattr(_linear_plan, "LEAST_TOKENS", 16)
+    mesh = mesh_of((4, 1))
+    x, w, b, labels, _ = linear_arrays(256, 8, 510)
+    of = (P("data"), P(), P(), P("data"))
+    shardings = [jax.sharding.NamedSharding(mesh, spec) for spec in of]
+
+    def loss(x, w, b, labels):
+        return js.mean_linear_cross_entropy(x, w, labels, b=b)
+
+    grad = jax.value_and_grad(loss, (0, 1, 2))
+    program = jax.jit(grad, in_shardings=shardings).lower(x, w, b, labels)
+    assert "while" in program.as_text()
+    sent = collectives(program.compile())
+    assert {kind for kind, _ in sent} == {"all-reduce"}
 
 
 @pytest.mark.parametrize("tokens", [256, 64])
