@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_softmax._exponential import two_sum
+from jax_softmax._shards import alike
 
 SLICES = 8  # of a row to one: more no longer fit the registers
 FEW_CLASSES = 16  # are added up one after the other
@@ -117,7 +118,7 @@ def _tile_by_tile(terms: Terms, z: Array) -> tuple[Array, Array]:
         total, rounding = _add(sums[0], _narrow(_by_pairs(map(terms, parts))))
         return total, sums[1] + rounding
 
-    lanes = jnp.zeros((*z.shape[:-1], width // FEW_CLASSES), kind)
+    lanes = alike(jnp.zeros((*z.shape[:-1], width // FEW_CLASSES), kind), z)
     total, rounding = lax.fori_loop(0, tiles, add_tile, (lanes, lanes))
     high, low = _narrowed(total + rounding)
     rest = z[..., tiles * SLICES * width :]

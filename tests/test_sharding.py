@@ -17,7 +17,7 @@ import test_contract as contract
 from jax.sharding import PartitionSpec as P
 
 import jax_softmax as js
-from jax_softmax import _linear_plan
+from jax_softmax import _folds, _linear_plan
 
 pytestmark = pytest.mark.usefixtures("strict_types")
 
@@ -317,6 +317,27 @@ def test_nothing_of_the_size_of_classes_travels():
 
 def flops(program):
     return program.cost_analysis()["flops"]
+
+
+@over_meshes
+def test_rows_of_several_tiles_on_each_device(shape, monkeypatch):
+    monkeypatch.setattr(_folds, "TILE", 1)  # so that 1024 classes are one
+    rng = np.random.default_rng(0)
+    z = rng.normal(0, 3, (8, 10_000)).astype(np.float32)
+    labels = rng.integers(0, 10_000, 8)
+    x, w = rng.normal(0, 1, (8, 4)), rng.normal(0, 1, (4, 10_000))
+    x, w = x.astype(np.float32), w.astype(np.float32)
+
+    def losses(z, x, w, labels):
+        of = {"axis_name": "model", "chunk": (4, 10_000)}
+        fused = js.linear_cross_entropy(x, w, labels, **of)
+        return js.cross_entropy(z, labels, axis_name="model"), fused
+
+    run = sharded(losses, shape, (BY_CLASS, ROWS, COLUMNS, ROWS), (ROWS, ROWS))
+    dense, fused = run(z, x, w, labels)
+    exact = -ref.at(ref.softmax(z).log_probs, labels)
+    assert ref.ulp_error(dense, exact).max() <= 2
+    assert_close(fused, js.cross_entropy(x @ w, labels), 1e-5)
 
 
 def test_default_chunks_of_accelerators_gather_nothing(monkeypatch):
