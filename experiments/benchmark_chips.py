@@ -14,12 +14,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
 from experiments import benchmark_dense as dense
 from experiments import chips, report
+from experiments.benchmark_linear import on_logits
 from experiments.command import make_folder, results_folder
 from jax_softmax import mean_linear_cross_entropy
 
@@ -90,10 +90,6 @@ def linear_row(device: Any, shape: tuple[int, int, int]) -> dict[str, Any]:
             return mean_linear_cross_entropy(x, w, labels, chunk=chunk)
 
         return jax.value_and_grad(mean, (0, 1))
-
-    def on_logits(x: Array, w: Array, labels: Array) -> Array:
-        logits = jnp.dot(x, w, preferred_element_type=jnp.float32)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     peer = chips.figures(_compiled(jax.value_and_grad(on_logits, (0, 1)), arguments))
     chunked = chips.figures(_compiled(fused(None), arguments))

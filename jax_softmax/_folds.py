@@ -1,4 +1,4 @@
-"""Sums over the classes of a row, in loops that XLA for CPU runs as vectors.
+"""Sums and one entry of a row, in loops that XLA for CPU runs as vectors.
 
 A reduction fused with more than a little arithmetic runs one number at a time there,
 and exponentials written out for it spill to memory. Slices of a row added up element
@@ -21,17 +21,6 @@ FEW_CLASSES = 16  # are added up one after the other
 TILE = 2**20  # logits: a loop's step stays in the cache
 
 Terms = Callable[[Array], Array]
-
-
-def row_max(z: Array) -> Array:
-    """The maximum of the last axis."""
-
-    def on_cpu(z: Array) -> Array:
-        if z.shape[-1] > FEW_CLASSES:
-            return z.max(-1)
-        return functools.reduce(jnp.maximum, _columns(z))
-
-    return lax.platform_dependent(z, cpu=on_cpu, default=lambda z: z.max(-1))
 
 
 def row_entry(rows: Array, column: Array) -> Array:

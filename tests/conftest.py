@@ -60,3 +60,13 @@ def strict_types():
     """No promotion of types that the code does not ask for."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def as_on_accelerators(monkeypatch):
+    """Where the code chooses by platform, what is not for CPUs, while tracing."""
+
+    def default_of(*args, default, **others):
+        return default(*args)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", default_of)

@@ -156,9 +156,6 @@ def at(rows: Exact, labels) -> Exact:
     )
 
 
-flushes_below = 1.0  # in units of the smallest normal number
-
-
 def ulp_error(got, want: Exact, scale=None) -> np.ndarray:
     """|got - want| in units in the last place of got's type at want.
 
@@ -171,8 +168,7 @@ def ulp_error(got, want: Exact, scale=None) -> np.ndarray:
     size = np.maximum(size.astype(np.float64), float(kind.tiny))
     unit = np.exp2(np.floor(np.log2(size))) * float(kind.eps)
     error = np.abs((got.astype(np.float64) - want.high) - want.low) / unit
-    least = flushes_below * float(kind.tiny)
-    flushed = (np.abs(want.high) < least) & (got == 0)
+    flushed = (np.abs(want.high) < float(kind.tiny)) & (got == 0)
     return np.where(flushed, 0, error)
 
 

@@ -1,6 +1,6 @@
 """What the compilers for CPU and TPU make of arithmetic that must not be simplified.
 
-shifted_exp and probability rest on two-sums, which a compiler that takes floating point
+Exponentials rest on two-sums, which a compiler that takes floating point
 for real numbers would cancel. The TPU compiler needs no TPU, only the package libtpu.
 """
 
@@ -14,7 +14,7 @@ from jax.sharding import SingleDeviceSharding
 
 import jax_softmax as js
 from experiments import benchmark_chips, chips
-from jax_softmax._partition import two_sum
+from jax_softmax._exponential import two_sum
 
 
 def tpu():

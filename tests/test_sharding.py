@@ -340,11 +340,8 @@ def test_rows_of_several_tiles_on_each_device(shape, monkeypatch):
     assert_close(fused, js.cross_entropy(x @ w, labels), 1e-5)
 
 
-def test_default_chunks_of_accelerators_gather_nothing(monkeypatch):
+def test_default_chunks_of_accelerators_gather_nothing(monkeypatch, as_on_accelerators):
     """Tokens over devices under plain jit, more of them than are kept at a time."""
-    monkeypatch.setattr(
-        jax.lax, "platform_dependent", lambda *a, default, **others: default(*a)
-    )
     kept = dict.fromkeys((True, False), 4 * 510 * 60)  # of 60 tokens
     monkeypatch.setattr(_linear_plan, "KEPT_BYTES", kept)
     monkeypatch.setattr(_linear_plan, "LEAST_TOKENS", 16)
