@@ -31,15 +31,33 @@ def row_entry(rows: Array, column: Array) -> Array:
     loop.
     """
 
-    def compared(rows: Array, column: Array) -> Array:
-        columns = jnp.arange(rows.shape[-1], dtype=column.dtype)
-        return jnp.where(columns == column[..., None], rows, 0).sum(-1)
-
     def gathered(rows: Array, column: Array) -> Array:
         return jnp.take_along_axis(rows, column[..., None], axis=-1)[..., 0]
 
-    on_cpu = compared if rows.shape[-1] <= FEW_CLASSES else gathered
-    return lax.platform_dependent(rows, column, cpu=on_cpu, default=compared)
+    on_cpu = _compared_as_bits if rows.shape[-1] <= FEW_CLASSES else gathered
+    return lax.platform_dependent(rows, column, cpu=on_cpu, default=_compared)
+
+
+def _compared(rows: Array, column: Array) -> Array:
+    columns = jnp.arange(rows.shape[-1], dtype=column.dtype)
+    return jnp.where(columns == column[..., None], rows, 0).sum(-1)
+
+
+@jax.custom_jvp
+def _compared_as_bits(rows: Array, column: Array) -> Array:
+    """Whole numbers are added up where they are compared, others in a loop of their own
+    that XLA for CPU has them written out for."""
+    whole = jnp.dtype(f"int{8 * rows.dtype.itemsize}")
+    columns = jnp.arange(rows.shape[-1], dtype=column.dtype)
+    bits = lax.bitcast_convert_type(rows, whole)
+    entry = jnp.where(columns == column[..., None], bits, 0).sum(-1, dtype=whole)
+    return lax.bitcast_convert_type(entry, rows.dtype)
+
+
+@_compared_as_bits.defjvp
+def _compared_as_bits_jvp(primals, tangents):
+    (rows, column), (d_rows, _) = primals, tangents
+    return _compared_as_bits(rows, column), _compared(d_rows, column)
 
 
 def row_sum(terms: Terms, z: Array) -> tuple[Array, Array]:

@@ -247,10 +247,10 @@ def _nll_and_grad_jvp(shards, primals, tangents):
     """d loss = sum grad dz;  d grad = p ((dz - dz[y]) - d loss)."""
     (z, labels), (dz, _) = primals, tangents
     (loss, grad), dz = nll_and_grad(z, labels, shards), checks.wide(dz)
-    column = shards.column(labels)
+    here = _is(shards.column(labels), z)
     d_loss = shards.sum((grad * dz).sum(-1))
-    probs = jnp.where(_is(column, z), jnp.exp(-loss)[..., None], grad)
-    d_from_label = dz - shards.sum(at_label(dz, column))[..., None]
+    probs = jnp.where(here, jnp.exp(-loss)[..., None], grad)
+    d_from_label = dz - shards.sum(jnp.where(here, dz, 0).sum(-1))[..., None]
     return (loss, grad), (d_loss, probs * (d_from_label - d_loss[..., None]))
 
 
