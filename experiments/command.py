@@ -1,5 +1,7 @@
 """The edge of every experiment: flags in, one clear sentence and an exit code out."""
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -20,6 +22,8 @@ BAD_INPUT = 2
 FAILED = 1
 LARGEST = float(np.finfo(np.float32).max)
 SIGNALS = signal.SIGINT, signal.SIGTERM
+
+atexit.register(gc.freeze)  # to look for garbage in all of JAX once more takes a second
 
 
 class BadInput(Exception):
