@@ -1,11 +1,16 @@
 """Dense softmax, logsumexp and cross-entropy against the peers that are installed."""
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -173,10 +178,13 @@ def run(settings: Settings) -> None:
         report.say(
             f"{dtype}: geometric mean of the ratios to the best peer {ratio:.2f}"
         )
+    milliseconds = import_milliseconds(1 if settings.quick else 9)
+    report.say(f"import jax_softmax adds {milliseconds:.0f} ms to import jax, optax")
     (out / "dense.json").write_text(
         report.to_json(
             {
                 "environment": report.environment(),
+                "import_milliseconds": milliseconds,
                 "geometric_mean_to_best_peer": summary,
                 "rows": rows,
             }
@@ -185,6 +193,22 @@ def run(settings: Settings) -> None:
     (out / "dense.md").write_text(table(rows))
     draw(rows, out / "dense.png")
     report.say(f"Files: dense.json, dense.md and dense.png in {out}")
+
+
+def import_milliseconds(runs: int) -> float:
+    """What import jax_softmax adds to import jax, optax: the median, from bytecode."""
+    code = (
+        "import gc, time, jax, optax; gc.collect(); began = time.perf_counter(); "
+        "import jax_softmax; print(1e3 * (time.perf_counter() - began))"
+    )
+    with TemporaryDirectory() as kept:
+        settings = {"PYTHONPYCACHEPREFIX": kept, "PYTHONDONTWRITEBYTECODE": ""}
+        command, environment = [sys.executable, "-c", code], os.environ | settings
+        _, *times = (
+            float(subprocess.check_output(command, env=environment))
+            for _ in range(runs + 1)
+        )
+    return median(times)
 
 
 def measured(

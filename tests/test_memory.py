@@ -1,4 +1,4 @@
-"""What the linear losses keep in memory, as the compiler counts it."""
+"""What the losses keep in memory, as the compiler counts it."""
 
 import math
 import re
@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jax_softmax import cross_entropy, logsumexp
+from jax_softmax._folds import SLICES, TILE
 from jax_softmax._linear import linear_cross_entropy, mean_linear_cross_entropy
 from jax_softmax._linear_summary import linear_softmax_summary
 
@@ -77,3 +79,16 @@ def test_no_intermediate_is_as_large_as_the_logits(function):
     tokens, features, classes = 4096, 256, 131072
     largest = max(sizes(function, (tokens, features, classes)))
     assert largest <= max(features * classes, tokens * classes // 16)
+
+
+@pytest.mark.parametrize("function", [lambda z, y: logsumexp(z), cross_entropy])
+@pytest.mark.parametrize(
+    ("rows", "classes"),
+    [(65536, 10), (8192, 1000), (1024, 50257), (64, 262144), (64, 2**20)],
+)
+def test_logits_are_reduced_in_memory_of_a_few_numbers_a_row(function, rows, classes):
+    """And a slice of the tile that a loop over many classes works on."""
+    z = jax.ShapeDtypeStruct((rows, classes), jnp.float32)
+    y = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    memory = jax.jit(function).lower(z, y).compile().memory_analysis()
+    assert memory.temp_size_in_bytes <= 1536 * rows + 10 * (TILE // SLICES)
