@@ -95,12 +95,13 @@ def linear_row(device: Any, shape: tuple[int, int, int]) -> dict[str, Any]:
     chunked = chips.figures(_compiled(fused(None), arguments))
     whole = chips.figures(_compiled(fused((tokens, classes)), arguments))
     matmul = 2 * tokens * features * classes
+    flops = {name: who.get("flops") for name, who in (("ours", whole), ("peer", peer))}
     return {
         "function": "mean_linear_cross_entropy, value and both gradients",
         "shape": f"{tokens} x {features} x {classes}, bfloat16",
         "ours": whole | {"temp_bytes": chunked["temp_bytes"]},
         "peer": peer,
-        "matmuls": {"ours": whole["flops"] / matmul, "peer": peer["flops"] / matmul},
+        "matmuls": {name: n and n / matmul for name, n in flops.items()},
     }
 
 
@@ -120,8 +121,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         cells = [
-            " / ".join(f"{scale * row[who][key]:.4g}" for who in ("ours", "peer"))
+            " / ".join(_number(row[who].get(key), scale) for who in ("ours", "peer"))
             for key, scale in zip(COLUMNS, (1e-6, 1e-6, 1e6), strict=True)
         ]
         lines.append(f"| {row['function']} | {row['shape']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None, scale: float) -> str:
+    return "-" if value is None else f"{scale * value:.4g}"

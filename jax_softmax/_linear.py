@@ -65,7 +65,7 @@ def linear_cross_entropy(
         tied: w is an embedding table [classes, features], used without a copy.
         chunk: (tokens, classes) of a tile. By default from the shapes alone: on a CPU,
             2048 tokens, and classes for a million logits; elsewhere all tokens by
-            8192 classes.
+            2048 classes.
             Any value gives the same answer, up to rounding.
         precision: of all matmuls, as in jax.lax.dot_general.
         axis_name: mesh axes, inside jax.shard_map, over which the classes lie in order:

@@ -136,7 +136,7 @@ def _cut(
     else:
         first, tokens = 0, min(rows, 2048) if on_cpu else rows
     widest = max(256, TILE_ELEMENTS // max(tokens, first, features))
-    width = 1 << (widest.bit_length() - 1) if on_cpu else 8192
+    width = 1 << (widest.bit_length() - 1) if on_cpu else 2048
     return head._replace(
         tokens=tokens, classes=min(width, classes), keeps=keeps, first=first
     )
