@@ -1,7 +1,6 @@
 """Dense softmax, logsumexp and cross-entropy against the peers that are installed."""
 
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +22,13 @@ from matplotlib.figure import Figure
 import jax_softmax
 from experiments import report
 from experiments.command import above_zero, make_folder, results_folder
-from experiments.measure import Contender, Timing, compiled, interleave
+from experiments.measure import (
+    Contender,
+    Timing,
+    compiled,
+    interleave,
+    with_bytecode,
+)
 
 OURS = "jax_softmax"
 READ, COPY = "read", "copy"
@@ -202,8 +207,7 @@ def import_milliseconds(runs: int) -> float:
         "import jax_softmax; print(1e3 * (time.perf_counter() - began))"
     )
     with TemporaryDirectory() as kept:
-        settings = {"PYTHONPYCACHEPREFIX": kept, "PYTHONDONTWRITEBYTECODE": ""}
-        command, environment = [sys.executable, "-c", code], os.environ | settings
+        command, environment = [sys.executable, "-c", code], with_bytecode(Path(kept))
         _, *times = (
             float(subprocess.check_output(command, env=environment))
             for _ in range(runs + 1)

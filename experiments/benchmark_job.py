@@ -17,6 +17,7 @@ from typing import Any
 
 from experiments import report
 from experiments.command import Failed, at_least, make_folder, results_folder
+from experiments.measure import with_bytecode
 
 IMPORTS = "import experiments.fashion_mnist, experiments.pictures, orbax.checkpoint"
 
@@ -77,16 +78,12 @@ def _timed(job: list[str], kept: Path, out: Path) -> dict[str, Any]:
 
 
 def _process(arguments: list[str], kept: Path) -> dict[str, float]:
-    caches = {
-        "JAX_COMPILATION_CACHE_DIR": str(kept / "programs"),
-        "PYTHONPYCACHEPREFIX": str(kept / "bytecode"),
-        "PYTHONDONTWRITEBYTECODE": "",
-    }
+    programs = {"JAX_COMPILATION_CACHE_DIR": str(kept / "programs")}
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, *arguments],
         stdout=subprocess.DEVNULL,
-        env=os.environ | caches,
+        env=with_bytecode(kept / "bytecode") | programs,
     )
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

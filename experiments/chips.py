@@ -75,10 +75,10 @@ def _described(chips: str, extra: str, **topology: Any) -> Any:
 
 
 def figures(program: jax.stages.Compiled) -> dict[str, float]:
-    """What the compiler says of its program; that for GPUs tells only memory.
+    """What the compiler says of its program.
 
-    What a GPU's program reads and writes is counted from its text, and its matrix
-    products, which are calls of a library there, are not.
+    For a GPU that is described, only memory: what the program reads and writes is
+    counted here, and of flops and seconds nothing is known.
     """
     memory = program.memory_analysis()
     temp = {"temp_bytes": 0 if memory is None else memory.temp_size_in_bytes}

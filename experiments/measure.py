@@ -1,8 +1,10 @@
 """Times as medians of interleaved runs, and memory from the compiler."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +27,12 @@ class Contender(NamedTuple):
     run: Callable[[], Any]
     compile_seconds: float = 0.0
     temp_bytes: int | None = None
+
+
+def with_bytecode(folder: Path) -> dict[str, str]:
+    """The environment of a process that keeps its bytecode there and finds it."""
+    kept = {"PYTHONPYCACHEPREFIX": str(folder), "PYTHONDONTWRITEBYTECODE": ""}
+    return os.environ | kept
 
 
 def compiled(function: Callable[..., Any], *args: Any) -> Contender:

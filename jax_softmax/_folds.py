@@ -40,18 +40,18 @@ def row_entry(rows: Array, column: Array) -> Array:
 
 def _compared(rows: Array, column: Array) -> Array:
     columns = jnp.arange(rows.shape[-1], dtype=column.dtype)
-    return jnp.where(columns == column[..., None], rows, 0).sum(-1)
+    entries = jnp.where(columns == column[..., None], rows, 0)
+    return entries.sum(-1, dtype=rows.dtype)
 
 
 @jax.custom_jvp
 def _compared_as_bits(rows: Array, column: Array) -> Array:
-    """Whole numbers are added up where they are compared, others in a loop of their own
-    that XLA for CPU has them written out for."""
-    whole = jnp.dtype(f"int{8 * rows.dtype.itemsize}")
-    columns = jnp.arange(rows.shape[-1], dtype=column.dtype)
-    bits = lax.bitcast_convert_type(rows, whole)
-    entry = jnp.where(columns == column[..., None], bits, 0).sum(-1, dtype=whole)
-    return lax.bitcast_convert_type(entry, rows.dtype)
+    """XLA for CPU adds whole numbers up in the loop that compares them.
+
+    Others it writes out first, for a loop of their own.
+    """
+    bits = lax.bitcast_convert_type(rows, f"int{8 * rows.dtype.itemsize}")
+    return lax.bitcast_convert_type(_compared(bits, column), rows.dtype)
 
 
 @_compared_as_bits.defjvp

@@ -73,13 +73,14 @@ def _cost(jaxpr: Any) -> int:
 
 
 def _evaluated(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    from jax.extend.core import Literal  # takes as long to import as all of ours
+
     known: dict[Any, Any] = {}
     known.update(zip(jaxpr.constvars, map(_decimals, consts), strict=True))
     known.update(zip(jaxpr.invars, args, strict=True))
 
     def read(atom: Any) -> Any:
-        # Only a literal has a value; importing its class takes as long as all of ours.
-        return _decimals(atom.val) if hasattr(atom, "val") else known[atom]
+        return _decimals(atom.val) if isinstance(atom, Literal) else known[atom]
 
     for equation in jaxpr.eqns:
         results = _applied(equation, [read(atom) for atom in equation.invars])

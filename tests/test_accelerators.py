@@ -41,7 +41,7 @@ def operations(program):
     return len(re.findall(r"= f32\S* (?:add|subtract)\(", program.as_text()))
 
 
-@pytest.mark.parametrize("target", ["cpu", "tpu"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_the_compiler_keeps_a_two_sum(target):
     """Six additions go in, of which five give the rounding; six come out."""
     shape = (1024, 256)

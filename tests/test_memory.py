@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import pytest
 
 from jax_softmax import cross_entropy, logsumexp
-from jax_softmax._folds import SLICES, TILE
 from jax_softmax._linear import linear_cross_entropy, mean_linear_cross_entropy
 from jax_softmax._linear_summary import linear_softmax_summary
 
@@ -83,12 +82,20 @@ def test_no_intermediate_is_as_large_as_the_logits(function):
 
 @pytest.mark.parametrize("function", [lambda z, y: logsumexp(z), cross_entropy])
 @pytest.mark.parametrize(
-    ("rows", "classes"),
-    [(65536, 10), (8192, 1000), (1024, 50257), (64, 262144), (64, 2**20)],
+    ("rows", "classes", "megabytes"),
+    [
+        (65536, 10, 0.8),
+        (8192, 1000, 9),
+        (1024, 50257, 1.35),
+        (64, 262144, 1.25),
+        (64, 2**20, 1.25),
+    ],
 )
-def test_logits_are_reduced_in_memory_of_a_few_numbers_a_row(function, rows, classes):
-    """And a slice of the tile that a loop over many classes works on."""
+def test_logits_are_reduced_in_memory_that_no_number_of_classes_adds_to(
+    function, rows, classes, megabytes
+):
+    """A few numbers a row, and a slice of one tile where a row is many."""
     z = jax.ShapeDtypeStruct((rows, classes), jnp.float32)
     y = jax.ShapeDtypeStruct((rows,), jnp.int32)
     memory = jax.jit(function).lower(z, y).compile().memory_analysis()
-    assert memory.temp_size_in_bytes <= 1536 * rows + 10 * (TILE // SLICES)
+    assert memory.temp_size_in_bytes <= 1e6 * megabytes
