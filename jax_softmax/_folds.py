@@ -79,11 +79,11 @@ def stored_sum(terms: Array) -> tuple[Array, Array]:
     """The terms >= 0, which a CPU keeps in memory, and their sum over the last axis."""
 
     def on_cpu(terms: Array) -> tuple[Array, Array]:
+        if terms.shape[-1] <= FEW_CLASSES:
+            return terms, operator.add(*_added(_columns(terms)))
         # In memory, or a product in them is fused into one part of _exact_sum only.
         terms = lax.optimization_barrier(terms)
-        if terms.shape[-1] > FEW_CLASSES:
-            return terms, _exact_sum(terms)
-        return terms, operator.add(*_added(_columns(terms)))
+        return terms, _exact_sum(terms)
 
     return lax.platform_dependent(
         terms, cpu=on_cpu, default=lambda terms: (terms, terms.sum(-1))
