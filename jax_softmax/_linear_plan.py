@@ -126,15 +126,14 @@ def _cut(
         keeps = keep is not Keep.NOTHING and tokens <= fitting
         return head._replace(tokens=tokens, classes=width, keeps=keeps)
     addressable = not head.tied or layer.w.size < 2**31
-    in_place = keep is Keep.IN_PLACE and on_cpu and addressable
+    in_place = keep is Keep.IN_PLACE and on_cpu and one_device() and addressable
     first = min(rows, features) if in_place else 0
     rest = rows - first
     keeps = keep is not Keep.NOTHING and fitting >= min(rest, LEAST_TOKENS)
     if keeps:
-        chunks = _even(-(-rest // max(fitting, 1)), rest)
-        tokens = -(-rest // max(chunks, 1))
+        tokens = _chunk_of(rest, fitting)
     else:
-        first, tokens = 0, min(rows, 2048) if on_cpu else rows
+        first, tokens = 0, _chunk_of(rows, 2048) if on_cpu else rows
     widest = max(256, TILE_ELEMENTS // max(tokens, first, features))
     width = 1 << (widest.bit_length() - 1) if on_cpu else 2048
     return head._replace(
@@ -142,7 +141,19 @@ def _cut(
     )
 
 
-def _even(chunks: int, tokens: int) -> int:
-    """`chunks`, or some more that divide the tokens, which are then dealt out."""
-    more = range(chunks, 2 * chunks + 1)
-    return next((n for n in more if n and tokens % n == 0), chunks)
+def one_device() -> bool:
+    """Whether all tokens lie on one: the first of them, then, are where the others are.
+
+    Under plain jit nothing here tells where arrays lie.
+    """
+    return jax.device_count() == 1
+
+
+def _chunk_of(tokens: int, most: int) -> int:
+    """Of that many tokens or fewer, such that chunks are even where they can be.
+
+    Even chunks are dealt out: twice as many small ones are not too many for that.
+    """
+    least = -(-tokens // max(most, 1))
+    even = (n for n in range(least, 2 * least + 1) if n and tokens % n == 0)
+    return -(-tokens // max(next(even, least), 1))

@@ -9,7 +9,14 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
 from jax_softmax import _linear_tiles as tiles
-from jax_softmax._linear_plan import Chunk, Keep, head_of, layer_of, on_tiles
+from jax_softmax._linear_plan import (
+    Chunk,
+    Keep,
+    head_of,
+    layer_of,
+    on_tiles,
+    one_device,
+)
 from jax_softmax._linear_rows import (
     Rows,
     losses,
@@ -20,7 +27,7 @@ from jax_softmax._linear_rows import (
 )
 from jax_softmax._linear_tiles import Head, Index, Layer
 from jax_softmax._partition import gap, log1p, partition, shifted_exp
-from jax_softmax._shards import AxisName
+from jax_softmax._shards import AxisName, alike
 
 
 class LinearSoftmaxSummary(NamedTuple):
@@ -112,7 +119,7 @@ def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
         rows = rows_of_tile(head, layer, z, partition(z), start)
         below = jnp.where(z > -jnp.inf, gap(z, rows.part.max[:, None]), 0)
         distance = shifted_exp(z, rows.part.max[:, None]) * below
-        top, ids = lax.top_k(z, min(top_k, width))
+        top, ids = _largest(z, min(top_k, width))
         return carry, _Tile(rows, distance.sum(-1), top, ids + start)
 
     shards = head.shards
@@ -156,5 +163,40 @@ def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
 
 def _likeliest(z: Array, ids: Array, k: int) -> tuple[Array, Array]:
     """The k largest of each row and their ids; of equals, those to the left."""
-    top, place = lax.top_k(z, k)
+    top, place = _largest(z, k)
     return top, jnp.take_along_axis(ids, place, axis=1)
+
+
+def _largest(z: Array, k: int) -> tuple[Array, Array]:
+    """The k largest of each row, of equals those to the left, and their columns."""
+
+    def at_once(z: Array) -> tuple[Array, Array]:
+        return tuple(lax.top_k(z, k))
+
+    def one_by_one(z: Array) -> tuple[Array, Array]:
+        return _one_by_one(z, k)
+
+    on_cpu = at_once if one_device() else one_by_one
+    return lax.platform_dependent(z, cpu=on_cpu, default=at_once)
+
+
+def _one_by_one(z: Array, k: int) -> tuple[Array, Array]:
+    """Each is the largest of those that are below the last, or equal and to its right.
+
+    For lax.top_k, XLA for CPU would gather all rows from the devices that hold them.
+    NaN counts as +inf.
+    """
+    columns = lax.broadcasted_iota(jnp.int32, z.shape, 1)
+    ranks = lax.stop_gradient(jnp.where(jnp.isnan(z), jnp.inf, z))
+
+    def following(last: tuple[Array, Array], _: None):
+        rank, column = last
+        after = (ranks < rank) | ((ranks == rank) & (columns > column))
+        rank = jnp.where(after, ranks, -jnp.inf).max(1, keepdims=True)
+        found = jnp.where(after & (ranks == rank), columns, z.shape[1])
+        column = found.min(1, keepdims=True)
+        return (rank, column), column[:, 0]
+
+    before = jnp.full_like(ranks[:, :1], jnp.inf), jnp.full_like(columns[:, :1], -1)
+    _, found = lax.scan(following, alike(before, z), length=k)
+    return jnp.take_along_axis(z, found.T, axis=1), found.T

@@ -70,3 +70,9 @@ def as_on_accelerators(monkeypatch):
         return default(*args)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", default_of)
+
+
+@pytest.fixture
+def as_on_one_device(monkeypatch):
+    """Where the code minds that tokens may lie on several, what it does on one."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)

@@ -10,7 +10,7 @@ from reference import at, softmax, ulp_error
 from jax_softmax._linear import linear_cross_entropy, mean_linear_cross_entropy
 from jax_softmax._linear_summary import linear_softmax_summary
 
-pytestmark = pytest.mark.usefixtures("strict_types")
+pytestmark = pytest.mark.usefixtures("strict_types", "as_on_one_device")
 
 ROWS, FEATURES, CLASSES = 11, 5, 23  # a prime number of classes
 V = CLASSES

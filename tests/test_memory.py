@@ -11,7 +11,7 @@ from jax_softmax import cross_entropy, logsumexp
 from jax_softmax._linear import linear_cross_entropy, mean_linear_cross_entropy
 from jax_softmax._linear_summary import linear_softmax_summary
 
-pytestmark = pytest.mark.usefixtures("strict_types")
+pytestmark = pytest.mark.usefixtures("strict_types", "as_on_one_device")
 
 SHAPES = [
     (2048, 512, 32768),

@@ -340,24 +340,52 @@ def test_rows_of_several_tiles_on_each_device(shape, monkeypatch):
     assert_close(fused, js.cross_entropy(x @ w, labels), 1e-5)
 
 
-def test_default_chunks_of_accelerators_gather_nothing(monkeypatch, as_on_accelerators):
+@pytest.mark.parametrize("tokens", [256, 240])
+@pytest.mark.parametrize("accelerator", [False, True])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda *arrays: js.mean_linear_cross_entropy(*arrays),
+        lambda *arrays: js.linear_cross_entropy(*arrays).mean(),
+        lambda *arrays: js.linear_softmax_summary(*arrays, top_k=3).nll.mean(),
+    ],
+)
+def test_default_chunks_gather_nothing(loss, accelerator, tokens, monkeypatch, request):
     """Tokens over devices under plain jit, more of them than are kept at a time."""
+    if accelerator:
+        request.getfixturevalue("as_on_accelerators")
     kept = dict.fromkeys((True, False), 4 * 510 * 60)  # of 60 tokens
     monkeypatch.setattr(_linear_plan, "KEPT_BYTES", kept)
     monkeypatch.setattr(_linear_plan, "LEAST_TOKENS", 16)
     mesh = mesh_of((4, 1))
-    x, w, b, labels, _ = linear_arrays(256, 8, 510)
-    of = (P("data"), P(), P(), P("data"))
+    x, w, _, labels, _ = linear_arrays(tokens, 8, 510)
+    of = (P("data"), P(), P("data"))
     shardings = [jax.sharding.NamedSharding(mesh, spec) for spec in of]
-
-    def loss(x, w, b, labels):
-        return js.mean_linear_cross_entropy(x, w, labels, b=b)
-
-    grad = jax.value_and_grad(loss, (0, 1, 2))
-    program = jax.jit(grad, in_shardings=shardings).lower(x, w, b, labels)
-    assert "while" in program.as_text()
+    grad = jax.value_and_grad(loss, (0, 1))
+    program = jax.jit(grad, in_shardings=shardings).lower(x, w, labels)
     sent = collectives(program.compile())
     assert {kind for kind, _ in sent} == {"all-reduce"}
+    assert sum(size for _, size in sent) <= 8 * 512 + 1
+
+
+def test_the_likeliest_of_rows_on_several_devices():
+    """The compiler's partition gathers no logits for them; ties go to the left."""
+    x, w, _, _, _ = linear_arrays(256, 8, 510)
+    w[:, 500] = w[:, 3]
+    mesh, of = mesh_of((4, 1)), (P("data"), P())
+    shardings = [jax.sharding.NamedSharding(mesh, spec) for spec in of]
+
+    def top(x, w):
+        found = js.linear_softmax_summary(x, w, top_k=3, chunk=(64, 128))
+        return found.top_log_probs, found.top_ids
+
+    program = jax.jit(top, in_shardings=shardings).lower(x, w).compile()
+    assert not collectives(program)
+    log_probs, ids = program(*jax.device_put((x, w), tuple(shardings)))
+    want, want_ids = jax.lax.top_k(js.log_softmax(x @ w), 3)
+    np.testing.assert_array_equal(ids, want_ids)
+    assert (np.asarray(ids) == 500).any()
+    np.testing.assert_allclose(log_probs, want, rtol=1e-5)
 
 
 @pytest.mark.parametrize("tokens", [256, 64])
