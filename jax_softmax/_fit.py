@@ -312,14 +312,15 @@ class _InMemory:
 
     def read(self, wanted: Iterable[np.ndarray]) -> Iterator[tuple[Any, Any]]:
         for rows in wanted:
-            x = self.x[rows] if isinstance(self.x, Array) else _gathered(self.x, rows)
+            x = self.x[rows] if isinstance(self.x, Array) else gathered(self.x, rows)
             yield x, self.labels[rows]
 
 
-def _gathered(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    out = aligned((len(rows), *x.shape[1:]), x.dtype)
+def gathered(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """x[rows], which XLA takes for its own without a copy."""
+    out = aligned((*rows.shape, *x.shape[1:]), x.dtype)
     flat = x.reshape(len(x), -1)
-    flat.take(rows, axis=0, out=out.reshape(len(rows), -1), mode="clip")
+    flat.take(rows, axis=0, out=out.reshape(*rows.shape, -1), mode="clip")
     return out
 
 

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Key
 
 from jax_softmax import _checks as checks
-from jax_softmax._fit import Model, Objective, Transform, evaluate
+from jax_softmax._fit import Model, Objective, Transform, evaluate, gathered
 from jax_softmax._regression import SoftmaxRegression
 from jax_softmax._shuffle import epoch_order
 
@@ -112,11 +112,6 @@ def sweep(
         _train, optimizer=optimizer, objective=objective, transform=transform
     )
 
-    flat = x.reshape(len(x), -1)
-
-    def taken(rows: np.ndarray) -> np.ndarray:
-        return flat.take(rows, axis=0, mode="clip").reshape(*rows.shape, *x.shape[1:])
-
     def run() -> Iterator[SweepEpoch]:
         state = _start(models, settings, optimizer=optimizer)
         for number in range(1, epochs + 1):
@@ -124,9 +119,10 @@ def sweep(
             losses, sizes = [], []
             for rows in _blocks(orders, batch_size):
                 # Not waited for: the host gathers on while the device works.
-                state, block_losses = train(state, settings, taken(rows), labels[rows])
+                batches = gathered(x, rows), labels[rows]
+                state, block_losses = train(state, settings, *batches)
                 losses.append(block_losses)
-                sizes += [rows.shape[2]] * rows.shape[1]
+                sizes += [rows.shape[2]] * len(rows)
             train_loss = np.average(np.concatenate(losses, -1), axis=-1, weights=sizes)
             loss = accuracy = None
             if validation is not None:
@@ -140,16 +136,16 @@ def sweep(
 
 
 def _blocks(orders: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Row numbers [seeds, steps, batch]: equal blocks, the short last batch alone."""
+    """Row numbers [steps, seeds, batch]: equal blocks, the short last batch alone."""
     seeds, rows = orders.shape
     full = rows // batch_size
     steps = max(1, min(full, BLOCK_ROWS // batch_size))
     for start in range(0, full, steps):
         stop = min(start + steps, full)
         block = orders[:, start * batch_size : stop * batch_size]
-        yield block.reshape(seeds, -1, batch_size)
+        yield block.reshape(seeds, -1, batch_size).swapaxes(0, 1)
     if rows % batch_size:
-        yield orders[:, None, full * batch_size :]
+        yield orders[None, :, full * batch_size :]
 
 
 def _count(name: str, tree: Any) -> int:
@@ -206,8 +202,7 @@ def _train(
         x, labels = batch
         return every(state, settings, jax.vmap(transform)(x), labels)
 
-    by_step = jnp.swapaxes(x, 0, 1), jnp.swapaxes(labels, 0, 1)
-    state, losses = lax.scan(step, state, by_step)
+    state, losses = lax.scan(step, state, (x, labels))
     return state, jnp.moveaxis(losses, 0, -1)
 
 
