@@ -87,6 +87,10 @@ class FullBatch:
         """The gradient of the penalty: l2 w, and 0 for the biases."""
         return (self.l2 * v).at[-1].set(0)
 
+    def centred(self, v: Parameters) -> Parameters:
+        """The same predictions; biases that are not to move stay."""
+        return jnp.where(self.intercept, centred(v), centred(v).at[-1].set(v[-1]))
+
     def _movable(self, gradient: Parameters) -> Parameters:
         return gradient.at[-1].multiply(self.intercept.astype(gradient.dtype))
 
@@ -211,11 +215,21 @@ class FullBatch:
 
 
 def precondition(preconditioner: Array, r: Parameters) -> Parameters:
-    """What a Newton step would be if no class knew of another."""
+    """What a Newton step would be if no class knew of another, centred.
+
+    Of what is the same for all classes predictions know nothing: only l2 would ever
+    bring it back to 0, and that is what takes longest.
+    """
     if preconditioner.ndim == 2:
-        return r / preconditioner
+        return centred(r / preconditioner)
     half = jnp.einsum("kij,jk->ki", preconditioner, r, precision="highest")
-    return jnp.einsum("kij,ki->jk", preconditioner, half, precision="highest")
+    step = jnp.einsum("kij,ki->jk", preconditioner, half, precision="highest")
+    return centred(step)
+
+
+def centred(v: Parameters) -> Parameters:
+    """The parameters of the same predictions that add up to 0 over the classes."""
+    return v - v.mean(1, keepdims=True)
 
 
 def blockwise(v: Parameters) -> bool:

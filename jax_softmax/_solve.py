@@ -179,13 +179,13 @@ def _minimise(
     batch: FullBatch, v: Parameters, tolerance: Array, most: Array, solver: Solver
 ) -> _End:
     # Half the tolerance leaves room for what rounding adds when all is computed afresh.
-    return _settled(batch, descend(batch, v, tolerance / 2, most, solver))
+    search = descend(batch, batch.centred(v), tolerance / 2, most, solver)
+    return _settled(batch, search)
 
 
 def _settled(batch: FullBatch, s: Search) -> _End:
     """The same predictions from centred parameters and the best biases, judged."""
-    centred = s.v - s.v.mean(1, keepdims=True)
-    v = centred.at[-1].set(jnp.where(batch.intercept, centred[-1], s.v[-1]))
+    v = batch.centred(s.v)
     z = batch.logits(v)
     shift = jnp.where(batch.intercept, _best_biases(batch, z), 0)
     v, z = v.at[-1].add(shift), z + shift

@@ -52,6 +52,22 @@ def test_the_certificate_bounds_the_distance_and_the_gap(data, best, tolerance):
     assert certificate.objective - optimum.objective <= certificate.gap + 1e-6
 
 
+@pytest.mark.parametrize(("solver", "passes"), [("lbfgs", 40), ("newton-cg", 70)])
+def test_what_all_classes_share_takes_no_time(solver, passes, x64):
+    """Only a tiny l2 sees it: 130 and 150 passes where it has to be searched for."""
+    random = np.random.default_rng(0)
+    x, w = random.normal(size=(500, 20)), random.normal(size=(20, 5))
+    labels = (x @ w + random.gumbel(size=(500, 5))).argmax(1)
+    for shared in (np.zeros((20, 1)), random.normal(size=(20, 1))):
+        first = SoftmaxRegression(jnp.asarray(shared + np.zeros((20, 5))), jnp.zeros(5))
+        model, certificate = solve(
+            first, x, labels, solver=solver, l2=1e-6, tolerance=1e-10
+        )
+        assert certificate.converged, certificate.reason
+        assert certificate.passes <= passes
+        np.testing.assert_allclose(model.w.sum(1), 0, atol=1e-9)
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_warm_start_at_the_optimum_has_nothing_to_do(data, solver):
     there = solve(start(), *data, solver=solver, l2=L2).model
