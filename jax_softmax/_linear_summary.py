@@ -171,7 +171,8 @@ def _largest(z: Array, k: int) -> tuple[Array, Array]:
     """The k largest of each row, of equals those to the left, and their columns."""
 
     def at_once(z: Array) -> tuple[Array, Array]:
-        return tuple(lax.top_k(z, k))
+        top, columns = lax.top_k(z, k)
+        return top, columns
 
     def one_by_one(z: Array) -> tuple[Array, Array]:
         return _one_by_one(z, k)
