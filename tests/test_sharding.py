@@ -340,14 +340,18 @@ def test_rows_of_several_tiles_on_each_device(shape, monkeypatch):
     assert_close(fused, js.cross_entropy(x @ w, labels), 1e-5)
 
 
+def mean_of(x, w, b, y):
+    return js.mean_linear_cross_entropy(x, w, y, b=b)
+
+
 @pytest.mark.parametrize("tokens", [256, 240])
 @pytest.mark.parametrize("accelerator", [False, True])
 @pytest.mark.parametrize(
     "loss",
     [
-        lambda *arrays: js.mean_linear_cross_entropy(*arrays),
-        lambda *arrays: js.linear_cross_entropy(*arrays).mean(),
-        lambda *arrays: js.linear_softmax_summary(*arrays, top_k=3).nll.mean(),
+        mean_of,
+        lambda x, w, b, y: js.linear_cross_entropy(x, w, y, b=b).mean(),
+        lambda x, w, b, y: js.linear_softmax_summary(x, w, y, b=b, top_k=3).nll.mean(),
     ],
 )
 def test_default_chunks_gather_nothing(loss, accelerator, tokens, monkeypatch, request):
@@ -358,14 +362,16 @@ def test_default_chunks_gather_nothing(loss, accelerator, tokens, monkeypatch, r
     monkeypatch.setattr(_linear_plan, "KEPT_BYTES", kept)
     monkeypatch.setattr(_linear_plan, "LEAST_TOKENS", 16)
     mesh = mesh_of((4, 1))
-    x, w, _, labels, _ = linear_arrays(tokens, 8, 510)
-    of = (P("data"), P(), P("data"))
+    x, w, b, labels, _ = linear_arrays(tokens, 8, 510)
+    of = (P("data"), P(), P(), P("data"))
     shardings = [jax.sharding.NamedSharding(mesh, spec) for spec in of]
-    grad = jax.value_and_grad(loss, (0, 1))
-    program = jax.jit(grad, in_shardings=shardings).lower(x, w, labels)
+    grad = jax.value_and_grad(loss, (0, 1, 2))
+    program = jax.jit(grad, in_shardings=shardings).lower(x, w, b, labels)
+    if loss is mean_of:
+        assert "while" in program.as_text()
     sent = collectives(program.compile())
     assert {kind for kind, _ in sent} == {"all-reduce"}
-    assert sum(size for _, size in sent) <= 8 * 512 + 1
+    assert sum(size for _, size in sent) <= (8 + 1) * 512 + 1
 
 
 def test_the_likeliest_of_rows_on_several_devices():
