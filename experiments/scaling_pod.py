@@ -17,8 +17,8 @@ Meshes are square, d = m. Each data shard brings rows of its own, and a chip has
 N D V / m of the work; so efficiency from 4 chips on is (2 seconds on 4) / (m seconds on
 m^2). Seconds and flops are from the compiler's cost model. It counts the body of a loop
 once: for ours they are those of the program with a chip's classes in one tile.
-In the bytes of collectives, the numbers of rows in ours' loop over two chunks of 512
-tokens count once too: 8 KB are missing.
+In the bytes of collectives, what is gathered counts as often as it arrives, m times;
+and the rows in ours' loop over two chunks of 512 tokens count once: 6 m KB are missing.
 """
 
 import math

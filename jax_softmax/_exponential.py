@@ -45,6 +45,22 @@ def shifted_exp(z: Array, shift: Array, *, raised: int = 0) -> Array:
     The difference is high + low exactly. Two +inf are taken as equal: the limit of
     logits that grow together.
     """
+    r, low, power = _reduced(z, shift, raised)
+    return _exp(r, low) * power
+
+
+def shifted_exp_and_rest(
+    z: Array, shift: Array, *, raised: int = 0
+) -> tuple[Array, Array]:
+    """The same as a number and what its rounding left, within a third of an ULP."""
+    r, low, power = _reduced(z, shift, raised)
+    less_one = r + (_curve(r) * (r * r) + low)
+    exp, rest = two_sum(less_one, jnp.ones_like(less_one))
+    return exp * power, rest * power
+
+
+def _reduced(z: Array, shift: Array, raised: int) -> tuple[Array, Array, Array]:
+    """r, low and a power of two: exp(z - shift) 2^raised = exp(r + low) power."""
     kind = jnp.finfo(z.dtype)
     z, shift = jnp.minimum(z, kind.max), jnp.minimum(shift, kind.max)
     high, low = two_sum(z, -shift)
@@ -55,8 +71,8 @@ def shifted_exp(z: Array, shift: Array, *, raised: int = 0) -> Array:
     reduced = high - k * _SHORT[kind.bits]
     low = low - k * _REST[kind.bits]
     r = reduced + low
-    r_low = (reduced - r) + low
-    return _exp(r, r_low) * _power_of_two(k, jnp.asarray(raised, z.dtype))
+    low = (reduced - r) + low
+    return r, low, _power_of_two(k, jnp.asarray(raised, z.dtype))
 
 
 class RowScale(NamedTuple):

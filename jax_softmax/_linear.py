@@ -68,8 +68,9 @@ def linear_cross_entropy(
             all tokens by 2048 classes. Any value gives the same answer, up to rounding.
         precision: of all matmuls, as in jax.lax.dot_general.
         axis_name: mesh axes, inside jax.shard_map, over which the classes lie in order:
-            w and b are this device's, labels are ids among all classes. A few numbers
-            a row travel, and the gradient of x, which is summed; w's is not.
+            w and b are this device's, labels are ids among all classes. Three numbers
+            a row travel (maximum, tail, the label's logit; with smoothing five), and
+            the gradient of x, which is summed; w's is not.
         classes: how many there are, if the last columns of the last devices are not
             classes but padding (of finite numbers).
         return_lse: return (loss, lse), both differentiable.
@@ -183,7 +184,7 @@ def _per_row(head: Head, chunk: Chunk | None, layer: Layer) -> tuple[Array, Arra
         return on_tiles(function, head, chunk, Keep.NOTHING, *args)
 
     def value(layer: Layer) -> tuple[Rows, tuple[Array, Array]]:
-        rows = over_devices(head, layer, tiled(measure, layer))
+        rows = over_devices(head, tiled(measure, layer))
         found = losses(head, layer, rows)
         return rows, (found.loss, found.lse)
 
@@ -221,7 +222,7 @@ def _weighted_sum(
     @jax.custom_jvp
     def summed(layer: Layer, shares: Array) -> Array:
         rows = on_tiles(measure, head, chunk, Keep.NOTHING, layer)
-        rows = over_devices(head, layer, rows)
+        rows = over_devices(head, rows)
         return _dot(shares, total(losses(head, layer, rows)))
 
     def rule(primals, tangents):

@@ -74,7 +74,7 @@ def measure_and_pull(
         piece = tiles.piece_of(head, layer, start, size)
         a = tiles.cut(head, weights, start, size)
         seen = measured(head, piece, grads.w if head.in_place else kept)
-        seen = seen._replace(rows=over_devices(head, piece, seen.rows))
+        seen = seen._replace(rows=over_devices(head, seen.rows))
         if head.in_place:
             grads = grads._replace(w=seen.kept)
         else:

@@ -4,20 +4,18 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jax_softmax import _linear_tiles as tiles
 from jax_softmax._linear_tiles import Head, Index, Layer
 from jax_softmax._partition import (
-    RAISED,
     Partition,
     gap,
     log1p,
     log_partition,
-    merge_over,
+    merge,
     partition,
     partition_and_exp,
-    shifted_exp,
 )
 
 T = TypeVar("T")
@@ -58,19 +56,11 @@ def measure(head: Head, layer: Layer) -> Rows:
     return tiles.over_tokens(head, layer.x.shape[0], chunk, None)[1]
 
 
-def over_devices(head: Head, layer: Layer, rows: Rows) -> Rows:
-    """What the classes on all devices tell of each row."""
+def over_devices(head: Head, rows: Rows) -> Rows:
+    """What the classes on all devices tell of each row: a partition and the label's
+    logit travel, three numbers."""
     shards = head.shards
-    if shards.axis_name is None:
-        return rows
-    part = merge_over(rows.part, shards)
-    label = shards.sum(jnp.where(layer.labels >= 0, rows.label, 0))
-    spread = possible = None
-    if rows.spread is not None and rows.possible is not None:
-        lower = jnp.where(rows.possible > 0, gap(rows.part.max, part.max), 0)
-        apart = rows.spread + rows.possible * lower
-        spread, possible = shards.sum((apart, rows.possible))
-    return Rows(part, label, spread, possible)
+    return rows if shards.axis_name is None else merged_rows(shards.each(rows))
 
 
 def losses(head: Head, layer: Layer, rows: Rows) -> Losses:
@@ -134,26 +124,12 @@ def stacked(whole: T, rest: T | None) -> T:
     )
 
 
-def merged_rows(tiled: Rows) -> Rows:
-    """What all tiles, along the leading axis, tell of each row."""
-    part = _merged(tiled.part)
+def merged_rows(several: Rows) -> Rows:
+    """What all tiles, or devices, along the leading axis tell of each row."""
+    part = merge(several.part)
     spread = possible = None
-    if tiled.spread is not None and tiled.possible is not None:
-        lower = jnp.where(tiled.possible > 0, gap(tiled.part.max, part.max), 0)
-        spread = (tiled.spread + tiled.possible * lower).sum(0)
-        possible = tiled.possible.sum(0)
-    return Rows(part, tiled.label.max(0), spread, possible)
-
-
-def _merged(parts: Partition) -> Partition:
-    """`merge` over the leading axis, with one exponential for each partition."""
-    top = parts.max.max(0)
-    scaled = shifted_exp(parts.max, top, raised=RAISED)
-    scaled = jnp.where(parts.max == -jnp.inf, 0, scaled)
-    place = lax.broadcasted_iota(jnp.int32, parts.max.shape, 0)
-    leads = jnp.where(place == parts.max.argmax(0), 2.0**RAISED, 0).astype(top.dtype)
-    terms = (parts.tail * scaled + (scaled - leads)) * 2.0**-RAISED
-    while (count := terms.shape[0]) > 1:  # by pairs: log2(n) roundings, not n
-        pairs = terms[: count // 2] + terms[count // 2 : count // 2 * 2]
-        terms = jnp.concatenate((pairs, terms[count // 2 * 2 :]))
-    return Partition(top, terms[0])
+    if several.spread is not None and several.possible is not None:
+        lower = jnp.where(several.possible > 0, gap(several.part.max, part.max), 0)
+        spread = (several.spread + several.possible * lower).sum(0)
+        possible = several.possible.sum(0)
+    return Rows(part, several.label.max(0), spread, possible)

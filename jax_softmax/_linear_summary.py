@@ -141,9 +141,9 @@ def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
         tiled = stacked(whole.rows, rest.rows if rest else None)
         below = stacked(whole.distance, rest.distance if rest else None)
         rows = merged_rows(tiled)
-        rows = over_devices(head, layer, rows)
+        rows = over_devices(head, rows)
         total = log1p(rows.part.tail)
-        heads, tails = tiled.part
+        heads, tails = tiled.part.max, tiled.part.tail
         weight = jnp.where(heads == -jnp.inf, 0, shifted_exp(heads, rows.part.max))
         lower = jnp.where(heads == -jnp.inf, 0, gap(heads, rows.part.max))
         distance = shards.sum((weight * (below + (1 + tails) * lower)).sum(0))

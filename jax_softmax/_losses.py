@@ -47,8 +47,9 @@ def cross_entropy(
             are not ruled out.
         axis_name: mesh axes, inside jax.shard_map, over which the classes lie: logits
             are this device's, in the order of the axes, labels those of all of them.
-            A few numbers a row travel. (With check_vma=False JAX counts a loss once for
-            each device, so jax.grad inside is as many times larger.)
+            Three numbers a row travel: maximum, tail and the label's logit; with
+            smoothing a few more. (With check_vma=False JAX counts a loss once for each
+            device, so jax.grad inside is as many times larger.)
         classes: how many there are, if the last columns are no classes but padding.
 
     Returns:

@@ -6,7 +6,6 @@ two partitions merge into one, so a row in memory, a chunk of a vocabulary and a
 on another device are all reduced and merged by the same few lines.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from jax_softmax._exponential import (
     row_factor,
     row_scale,
     shifted_exp,
+    shifted_exp_and_rest,
     two_product,
     two_sum,
 )
@@ -32,10 +32,17 @@ LOG2_LOW = {32: -1.904654e-09, 64: 2.319047e-17}  # log(2) less what its type ho
 
 
 class Partition(NamedTuple):
-    """A log-partition function; that of no class at all is (-inf, -1)."""
+    """A log-partition function; that of no class at all is (-inf, -1).
+
+    The tail is kept 2^RAISED times too large: less of it underflows before a merge.
+    """
 
     max: Float[Array, "*batch"]
-    tail: Float[Array, "*batch"]
+    raised_tail: Float[Array, "*batch"]
+
+    @property
+    def tail(self) -> Float[Array, "*batch"]:
+        return self.raised_tail * 2.0**-RAISED
 
 
 def log1p(tail: Array) -> Array:
@@ -60,17 +67,14 @@ def gap(z: Array, top: Array) -> Array:
     return jnp.where((z == top) & (top > 0), 0, top - z)
 
 
-def partition(
-    z: Float[Array, "*batch classes"], shards: Shards | None = None
-) -> Partition:
+def partition(z: Float[Array, "*batch classes"]) -> Partition:
     """Reduce the last axis to its partition.
 
-    Devices agree on the maximum first: one number a row travels then, the sums after.
     Logits of 16 bits are widened slice by slice: no row is written out in float32.
     """
     if z.shape[-1] <= FEW_CLASSES:
-        return partition_and_exp(z, shards)[0]
-    top = _top(z, shards)
+        return partition_and_exp(z)[0]
+    top = checks.wide(z.max(-1, keepdims=True))
     scale = row_scale(top)
 
     def terms(z: Array) -> Array:
@@ -84,40 +88,40 @@ def partition(
     factor, factor_low = row_factor(scale)
     product, rounding = two_product(lax.real(high), factor)
     rounding = rounding + (lax.real(high) * factor_low + lax.real(low) * factor)
-    sums = product + rounding, lax.imag(high)
-    return _partition(top, *(sums if shards is None else shards.sum(sums)))
+    return _partition(top, product + rounding, lax.imag(high))
 
 
-def partition_and_exp(
-    z: Float[Array, "*batch classes"], shards: Shards | None = None
-) -> tuple[Partition, Array]:
+def partition_and_exp(z: Float[Array, "*batch classes"]) -> tuple[Partition, Array]:
     """The partition of logits that fit the cache, and exp(z - max)."""
     z = checks.wide(z)
-    top = _top(z, shards)
+    top = z.max(-1, keepdims=True)
     is_top = z == top
     terms = jnp.where(is_top, 0, shifted_exp(z, top, raised=RAISED))
-    terms, raised_tail = stored_sum(terms)
-    sums = raised_tail[..., None], is_top.sum(-1, keepdims=True).astype(z.dtype)
-    if shards is not None:
-        sums = shards.sum(sums)
+    terms, raised_sum = stored_sum(terms)
+    tops = is_top.sum(-1, keepdims=True).astype(z.dtype)
     moved = (z - lax.stop_gradient(z)) - (top - lax.stop_gradient(top))
     at_top = 1 + jnp.where(jnp.isfinite(top), moved, 0)  # 1, and its derivative
     exp = jnp.where(is_top, at_top, terms * 2.0**-RAISED)
-    return _partition(top, *sums), exp
+    return _partition(top, raised_sum[..., None], tops), exp
 
 
 def partition_and_probability(
     z: Float[Array, "*batch classes"], shards: Shards | None = None
 ) -> tuple[Partition, Array]:
-    """The partition, and exp(z - max) / (1 + tail)."""
-    if z.shape[-1] > FEW_CLASSES:
-        part = partition(z, shards)
-        column = Partition(*(leaf[..., None] for leaf in part))
-        return part, _probability(checks.wide(z), column)
-    part, exp = partition_and_exp(z, shards)
-    total, rounding = two_sum(part.tail, jnp.ones_like(part.tail))
-    ratio = exp / total[..., None]
-    return part, ratio - ratio * (rounding / total)[..., None]
+    """The partition, and exp(z - max) / (1 + tail); over devices, two numbers travel
+    for each row."""
+    if shards is not None and shards.axis_name is None:
+        shards = None
+    if z.shape[-1] <= FEW_CLASSES and shards is None:
+        part, exp = partition_and_exp(z)
+        total, rounding = two_sum(part.tail, jnp.ones_like(part.tail))
+        ratio = exp / total[..., None]
+        return part, ratio - ratio * (rounding / total)[..., None]
+    part = partition(z)
+    if shards is not None:
+        part = merge(shards.each(part))
+    column = Partition(*(leaf[..., None] for leaf in part))
+    return part, _probability(checks.wide(z), column)
 
 
 def _probability(z: Array, p: Partition) -> Array:
@@ -156,45 +160,30 @@ def _total_jvp(primals, tangents):
     return total(*primals), tangents[0].sum(-1)
 
 
-def merge(a: Partition, b: Partition) -> Partition:
-    """(m, t) + (n, u) = (m, t + (1 + u) * exp(n - m)), where m >= n."""
-    a_leads = a.max >= b.max
-    m, n = jnp.maximum(a.max, b.max), jnp.minimum(a.max, b.max)
-    t, u = jnp.where(a_leads, a.tail, b.tail), jnp.where(a_leads, b.tail, a.tail)
-    raised = jnp.where(n == -jnp.inf, 0, shifted_exp(n, m, raised=RAISED))
-    return Partition(m, t + (1 + u) * raised * 2.0**-RAISED)
+def merge(parts: Partition) -> Partition:
+    """The partitions along the leading axis as one.
 
+        (m, t) + (n, u) = (m, t + (1 + u) * exp(n - m)),   m >= n
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def merge_over(part: Partition, shards: Shards) -> Partition:
-    """`merge` over devices, with one exponential for each of them.
-
-    A device at the maximum adds its tail; how many there are, less one that leads, is
-    added, not subtracted. Tails travel raised, since few may underflow where many do.
+    Sums and products are exact until the last rounding, however many there are.
     """
-    top = shards.max(part.max)
-    leads = (part.max == top) & (top > -jnp.inf)
-    scale = shifted_exp(part.max, top, raised=RAISED)
-    below = part.tail * scale + scale
-    raised_tail = jnp.where(leads, part.tail * 2.0**RAISED, below)
-    raised_tail = jnp.where(part.max == -jnp.inf, 0, raised_tail)
-    tops = jnp.where(leads, 1, 0).astype(raised_tail.dtype)
-    sums = shards.sum((raised_tail, tops))
-    return _partition(*(part[..., None] for part in (top, *sums)))
-
-
-@merge_over.defjvp
-def _merge_over_jvp(shards, primals, tangents):
-    """The maximum moves as its leader does, or as the mean of those who share it."""
-    (part,), (d_part,) = primals, tangents
-    whole = merge_over(part, shards)
-    empty = part.max == -jnp.inf
-    leads = jnp.where((part.max == whole.max) & ~empty, 1, 0).astype(part.max.dtype)
-    moves, leaders = shards.sum((jnp.where(leads > 0, d_part.max, 0), leads))
-    d_top = moves / jnp.maximum(leaders, 1)
-    d_tail = d_part.tail + (1 + part.tail) * (d_part.max - d_top)
-    d_tail = jnp.where(empty, 0, shifted_exp(part.max, whole.max) * d_tail)
-    return whole, Partition(d_top, shards.sum(d_tail))
+    place = lax.broadcasted_iota(jnp.int32, parts.max.shape, 0)
+    leads = place == parts.max.argmax(0)
+    top = jnp.where(leads, parts.max, 0).sum(0)
+    exp, exp_low = shifted_exp_and_rest(parts.max, top, raised=RAISED)
+    counts = ~leads & (parts.max > -jnp.inf)
+    exp, exp_low = (jnp.where(counts, part, 0) for part in (exp, exp_low))
+    weight, weight_low = two_sum(parts.tail, jnp.ones_like(parts.tail))
+    high, low = two_product(weight, exp)
+    low = low + (weight_low * exp + weight * exp_low)
+    high = jnp.where(leads, parts.raised_tail, high)
+    while (count := high.shape[0]) > 1:
+        pairs, rest = slice(count // 2), slice(count // 2 * 2, None)
+        other = slice(count // 2, count // 2 * 2)
+        total, rounding = two_sum(high[pairs], high[other])
+        high = jnp.concatenate((total, high[rest]))
+        low = jnp.concatenate((low[pairs] + (low[other] + rounding), low[rest]))
+    return Partition(top, high[0] + low[0])
 
 
 def log_partition(p: Partition) -> Float[Array, "*batch"]:
@@ -205,12 +194,9 @@ def log_partition(p: Partition) -> Float[Array, "*batch"]:
     return jnp.where(p.max == -jnp.inf, -jnp.inf, lse)
 
 
-def _top(z: Array, shards: Shards | None) -> Array:
-    top = checks.wide(z.max(-1, keepdims=True))
-    return top if shards is None else shards.max(top)
-
-
-def _partition(top: Array, raised_tail: Array, tops: Array) -> Partition:
+def _partition(top: Array, raised_sum: Array, tops: Array) -> Partition:
+    """From the terms below the maximum, 2^RAISED times too large, and how many are at
+    it."""
     other_tops = jnp.where(top == -jnp.inf, 0, tops) - 1
-    tail = raised_tail * 2.0**-RAISED + other_tops
-    return Partition(top[..., 0], once(tail[..., 0]))
+    raised_tail = raised_sum + other_tops * 2.0**RAISED
+    return Partition(top[..., 0], once(raised_tail[..., 0]))

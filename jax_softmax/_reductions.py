@@ -144,7 +144,7 @@ def normalized(
     """
     part, probs = partition_and_probability(z, shards)
     z = checks.wide(z)
-    column = Partition(part.max[..., None], part.tail[..., None])
+    column = Partition(*(leaf[..., None] for leaf in part))
     return Normalized(
         log_partition(part),
         -(gap(z, column.max) + log1p(column.tail)),

@@ -35,16 +35,17 @@ class Shards(NamedTuple):
         """The sum over devices of an array, or of each one of a tree."""
         return x if self.axis_name is None else lax.psum(x, self.axis_name)
 
-    def max(self, x: Array) -> Array:
-        """The largest over devices."""
-        return x if self.axis_name is None else lax.pmax(x, self.axis_name)
+    def each(self, rows: T) -> T:
+        """What every device knows of its rows, all the same size, on a leading axis."""
+        leaves, tree = jax.tree.flatten(rows)
+        found = _gathered(jnp.stack(leaves), self)
+        return tree.unflatten([found[:, i] for i in range(len(leaves))])
 
     def side_by_side(self, rows: Array) -> Array:
-        """The columns of all devices in their order, the same on every device."""
-        place = lax.axis_index(self.axis_name) == jnp.arange(self.devices)[:, None]
-        # As a sum: the compiler knows then that all devices hold the same.
-        every = self.sum(jnp.where(place, rows[:, None], 0))
-        return every.reshape(len(rows), -1)
+        """The columns of all devices in their order."""
+        floating = jnp.issubdtype(rows.dtype, jnp.inexact)
+        found = (_gathered if floating else _all_gather)(rows, self)
+        return jnp.moveaxis(found, 0, 1).reshape(len(rows), -1)
 
     def has(self, labels: Array) -> Array:
         """Which labels name a class at all."""
@@ -64,6 +65,23 @@ class Shards(NamedTuple):
             return z
         ids = self.first + start + jnp.arange(z.shape[-1])
         return jnp.where(ids < self.classes, z, -jnp.inf)
+
+
+def _all_gather(x: Array, shards: Shards) -> Array:
+    """x of each device, in their order, and the same on all of them."""
+    return lax.all_gather(x, shards.axis_name, to="invarying")
+
+
+_gathered = jax.custom_jvp(_all_gather, nondiff_argnums=(1,))
+
+
+@_gathered.defjvp
+def _gathered_jvp(shards, primals, tangents):
+    """As a sum, for the sake of its transpose."""
+    (x,), (dx,) = primals, tangents
+    place = jnp.arange(shards.devices) == lax.axis_index(shards.axis_name)
+    place = place.reshape(-1, *[1] * dx.ndim)
+    return _gathered(x, shards), shards.sum(jnp.where(place, dx, 0))
 
 
 def alike(arrays: T, *others: Array | None) -> T:

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from jax_softmax import softmax
-from jax_softmax._partition import Partition, log_partition, merge, partition
+from jax_softmax._partition import (
+    RAISED,
+    Partition,
+    log_partition,
+    merge,
+    partition,
+)
 
 pytestmark = pytest.mark.usefixtures("strict_types")
 
@@ -17,10 +23,16 @@ LOGITS = st.one_of(
     st.floats(-100, 100, width=32), st.sampled_from([0.0, -np.inf, 1e9, -1e6])
 )
 ROWS = arrays(np.float32, 24, elements=LOGITS)
-EMPTY = Partition(jnp.float32(-jnp.inf), jnp.float32(-1))
+EMPTY = Partition(jnp.float32(-jnp.inf), jnp.float32(-(2.0**RAISED)))
 
 whole = jax.jit(partition)
-merged = jax.jit(merge)
+
+
+@jax.jit
+def merged(*parts):
+    return merge(jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts))
+
+
 probs_of = jax.jit(softmax)
 
 

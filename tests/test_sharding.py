@@ -72,9 +72,12 @@ def every_loss(shape, classes):
     return sharded(losses, shape, (BY_CLASS, ROWS, BY_CLASS), [(ROWS, BY_CLASS)] * 3)
 
 
-@pytest.mark.parametrize(("shape", "n"), [*((s, 10) for s in SHAPES), ((2, 2), 1001)])
-def test_as_accurate_as_on_one_device(shape, n):
-    c = accuracy.case(n, rows=2)
+@pytest.mark.parametrize(
+    ("shape", "n", "rows"),
+    [*((s, 10, 2) for s in SHAPES), ((1, 4), 62, 32), ((2, 2), 1001, 2)],
+)
+def test_as_accurate_as_on_one_device(shape, n, rows):
+    c = accuracy.case(n, rows=rows)
     found = every_loss(shape, n)(
         in_fours(padded(c.z, PADDING)),
         in_fours(c.labels),
@@ -276,6 +279,33 @@ def test_linear_summary():
     assert_close(got, want, 1e-6)
 
 
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_linear_summary_is_differentiated(check_vma):
+    """From outside, by features, weights and biases."""
+    x, w, b, labels, weights = linear_arrays()
+
+    def parts(x, w, b, labels, weights, **options):
+        found = js.linear_softmax_summary(x, w, labels, b=b, top_k=2, **options)
+        rows = found.nll - found.lse + found.entropy + found.top_log_probs.sum(-1)
+        return weights * rows
+
+    spread = sharded(
+        partial(parts, axis_name="model", classes=V),
+        (2, 2),
+        LINEAR,
+        ROWS,
+        check_vma=check_vma,
+    )
+
+    def grads(function, *arrays):
+        return jax.jit(jax.grad(lambda *a: function(*a).sum(), (0, 1, 2)))(*arrays)
+
+    arrays = x, w, b, labels, weights
+    got = grads(spread, *arrays)
+    want = grads(parts, *without_padding((x, w, b)), labels, weights)
+    assert_close(without_padding(got), want, 5e-6)
+
+
 # --- What the compiled program sends -----------------------------------------------
 
 
@@ -289,7 +319,16 @@ def collectives(program):
     return sent
 
 
-def test_nothing_of_the_size_of_classes_travels():
+def sent_by_each(program, devices):
+    """Numbers that a device brings in: of what is gathered, its own part."""
+    sent = collectives(program)
+    assert {kind for kind, _ in sent} == {"all-reduce", "all-gather"}
+    shares = {"all-reduce": 1, "all-gather": devices}
+    return sum(size / shares[kind] for kind, size in sent)
+
+
+def test_three_numbers_travel_for_each_row():
+    """Maximum, tail and the label's logit; and the gradient of x is added up."""
     rows, features, classes = 64, 8, 4096
     x, w, b, labels, weights = linear_arrays(rows, features, classes - 2)
 
@@ -299,9 +338,7 @@ def test_nothing_of_the_size_of_classes_travels():
     run = sharded(dense, (1, 4), (BY_CLASS, ROWS), ROWS)
     grad = jax.jit(jax.grad(lambda z, y: run(z, y).sum()))
     z = jnp.zeros((rows, classes))
-    sent = collectives(grad.lower(z, labels).compile())
-    assert {kind for kind, _ in sent} == {"all-reduce"}
-    assert sum(size for _, size in sent) <= 4 * rows
+    assert sent_by_each(grad.lower(z, labels).compile(), 4) <= 3 * rows
 
     def mean(*arrays):
         return js.mean_linear_cross_entropy(
@@ -310,9 +347,8 @@ def test_nothing_of_the_size_of_classes_travels():
 
     run = sharded(mean, (1, 4), (P(), COLUMNS, P("model"), P(), P()), P())
     grad = jax.jit(jax.grad(run, (0, 1, 2)))
-    sent = collectives(grad.lower(x, w, b, labels, weights).compile())
-    assert {kind for kind, _ in sent} == {"all-reduce"}
-    assert sum(size for _, size in sent) <= (4 + features) * rows
+    program = grad.lower(x, w, b, labels, weights).compile()
+    assert sent_by_each(program, 4) <= (3 + features) * rows
 
 
 def flops(program):
