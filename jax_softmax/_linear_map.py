@@ -33,19 +33,18 @@ def linear_map(
     """
     known, known_tree = jax.tree.flatten(residuals)
     moved, moved_tree = jax.tree.flatten(tangents)
-    shape = jax.eval_shape(apply, residuals, tangents)
-    out_tree = jax.tree.structure(shape)
 
     def flat_apply(known, moved):
-        out = apply(known_tree.unflatten(known), moved_tree.unflatten(moved))
-        return jax.tree.leaves(out)
+        return apply(known_tree.unflatten(known), moved_tree.unflatten(moved))
 
     def flat_transpose(known, cotangents):
         out = transpose(known_tree.unflatten(known), out_tree.unflatten(cotangents))
         return jax.tree.leaves(out)
 
+    traced, shape = jax.make_jaxpr(flat_apply, return_shape=True)(known, moved)
+    out_tree = jax.tree.structure(shape)
     out = _primitive().bind(
-        *known, *moved, apply=flat_apply, transpose=flat_transpose, known=len(known)
+        *known, *moved, apply=traced, transpose=flat_transpose, known=len(known)
     )
     return out_tree.unflatten(out)
 
@@ -80,15 +79,17 @@ def _primitive() -> Any:
 
 
 def _impl(*args, apply, transpose, known):
-    return apply(args[:known], args[known:])
+    from jax.extend.core import jaxpr_as_fun
+
+    return jaxpr_as_fun(apply)(*args)
 
 
 def _abstract_eval(*args, apply, transpose, known):
-    return jax.make_jaxpr(apply)(args[:known], args[known:]).out_avals
+    return apply.out_avals
 
 
 def _jvp(primals, tangents, *, apply, transpose, known):
-    residuals, moved = primals[:known], primals[known:]
+    residuals, moved = tuple(primals[:known]), primals[known:]
     params = {"apply": apply, "transpose": transpose, "known": known}
     out = _primitive().bind(*primals, **params)
     total = None
@@ -97,7 +98,7 @@ def _jvp(primals, tangents, *, apply, transpose, known):
         total = _primitive().bind(*residuals, *again, **params)
     if not all(isinstance(t, ad.Zero) for t in tangents[:known]):
         turned = tuple(map(ad.instantiate_zeros, tangents[:known]))
-        _, curved = jax.jvp(lambda *r: apply(r, moved), tuple(residuals), turned)
+        _, curved = jax.jvp(lambda *r: _impl(*r, *moved, **params), residuals, turned)
         total = curved if total is None else map(jnp.add, total, curved)
     return out, list(total or ())
 
@@ -113,11 +114,8 @@ def _transpose(cotangents, *args, apply, transpose, known):
 
 def _batch(args, dims, *, apply, transpose, known):
     residual_dims, moved_dims = list(dims[:known]), list(dims[known:])
-
-    def batched_apply(residuals, moved):
-        return jax.vmap(apply, in_axes=(residual_dims, moved_dims))(
-            list(residuals), list(moved)
-        )
+    params = {"apply": apply, "transpose": transpose, "known": known}
+    batched = jax.vmap(lambda *args: _impl(*args, **params), in_axes=tuple(dims))
 
     def batched_transpose(residuals, cotangents):
         found = jax.vmap(transpose, in_axes=(residual_dims, 0))(
@@ -128,7 +126,8 @@ def _batch(args, dims, *, apply, transpose, known):
             for f, dim in zip(found, moved_dims, strict=True)
         ]
 
+    traced = jax.make_jaxpr(batched)(*args)
     out = _primitive().bind(
-        *args, apply=batched_apply, transpose=batched_transpose, known=known
+        *args, apply=traced, transpose=batched_transpose, known=known
     )
     return out, [0] * len(out)
