@@ -6,6 +6,7 @@ The logits are made, used and dropped tile by tile. Here are the rules of
 differentiation; `_linear_passes` makes the passes, `_linear_plan` chooses the tiles.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -174,9 +175,11 @@ def mean_linear_cross_entropy(
         shares = jnp.where(layer.keep, shares, 0)
     count = jnp.asarray(shares.sum() if normalizer is None else normalizer, wide)
     shares = jnp.where(count == 0, 0, shares / jnp.where(count == 0, 1, count))
-    return _weighted_sum(head, chunk, z_loss, layer, shares)
+    return _weighted_sum(head, chunk, float(z_loss), layer, shares)
 
 
+# Called by hand, one program; in a function that is traced, a part of it.
+@partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _per_row(head: Head, chunk: Chunk | None, layer: Layer) -> tuple[Array, Array]:
     """(loss, lse) of each row. Recomputes logits under grad: four matmuls."""
 
@@ -211,6 +214,7 @@ def _per_row(head: Head, chunk: Chunk | None, layer: Layer) -> tuple[Array, Arra
     return rows_of(layer)
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
 def _weighted_sum(
     head: Head, chunk: Chunk | None, z_loss: float, layer: Layer, shares: Array
 ) -> Array:

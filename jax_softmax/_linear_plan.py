@@ -73,9 +73,11 @@ def head_of(
     skip_below: float = 0.0,
 ) -> Head:
     label_smoothing = checks.fraction("label_smoothing", label_smoothing)
+    softcap = None if softcap is None else float(softcap)
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap must be positive, got {softcap}")
-    if chunk is not None and (len(chunk) != 2 or min(chunk) < 1):
+    whole = isinstance(chunk, tuple) and len(chunk) == 2 and min(chunk) >= 1
+    if chunk is not None and not whole:
         raise ValueError(f"chunk must be (tokens, classes), both positive, got {chunk}")
     if not 0 <= skip_below < 1:
         raise ValueError(f"skip_below must be in [0, 1), got {skip_below}")
@@ -84,7 +86,11 @@ def head_of(
             "skip_below must be 0 with label_smoothing: every class has a gradient then"
         )
     static = (tied, softcap, label_smoothing, precision, skip_below, shards)
-    return Head(*static, tokens=0, classes=0, keeps=False, first=0, in_place=False)
+    # Under plain jit nothing here tells on which of several devices arrays lie.
+    alone = jax.device_count() == 1
+    return Head(
+        *static, alone, tokens=0, classes=0, keeps=False, first=0, in_place=False
+    )
 
 
 def on_tiles(
@@ -126,7 +132,7 @@ def _cut(
         keeps = keep is not Keep.NOTHING and tokens <= fitting
         return head._replace(tokens=tokens, classes=width, keeps=keeps)
     addressable = not head.tied or layer.w.size < 2**31
-    in_place = keep is Keep.IN_PLACE and on_cpu and one_device() and addressable
+    in_place = keep is Keep.IN_PLACE and on_cpu and head.alone and addressable
     first = min(rows, features) if in_place else 0
     rest = rows - first
     keeps = keep is not Keep.NOTHING and fitting >= min(rest, LEAST_TOKENS)
@@ -139,14 +145,6 @@ def _cut(
     return head._replace(
         tokens=tokens, classes=min(width, classes), keeps=keeps, first=first
     )
-
-
-def one_device() -> bool:
-    """Whether all tokens lie on one: the first of them, then, are where the others are.
-
-    Under plain jit nothing here tells where arrays lie.
-    """
-    return jax.device_count() == 1
 
 
 def _chunk_of(tokens: int, most: int) -> int:

@@ -1,5 +1,6 @@
 """What is worth knowing about each row of softmax(x w + b), in one pass."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,6 @@ from jax_softmax._linear_plan import (
     head_of,
     layer_of,
     on_tiles,
-    one_device,
 )
 from jax_softmax._linear_rows import (
     Rows,
@@ -88,7 +88,7 @@ def linear_softmax_summary(
     head = head_of(tied, softcap, 0.0, precision, chunk, shards)
     if not 1 <= top_k <= tiles.classes_of(head, layer.w):
         raise ValueError(f"top_k must be in [1, classes], got {top_k}")
-    found = on_tiles(_summary, head, chunk, Keep.NOTHING, layer, top_k)
+    found = _of_rows(head, chunk, layer, top_k)
     if layer.keep is not None:
         keep = layer.keep
         found = jax.tree.map(
@@ -97,6 +97,13 @@ def linear_softmax_summary(
         )
     found = jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), found)
     return found._replace(nll=None) if labels is None else found
+
+
+@partial(jax.jit, static_argnums=(0, 1, 3), inline=True)
+def _of_rows(
+    head: Head, chunk: Chunk | None, layer: Layer, top_k: int
+) -> LinearSoftmaxSummary:
+    return on_tiles(_summary, head, chunk, Keep.NOTHING, layer, top_k)
 
 
 class _Tile(NamedTuple):
@@ -119,7 +126,7 @@ def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
         rows = rows_of_tile(head, layer, z, partition(z), start)
         below = jnp.where(z > -jnp.inf, gap(z, rows.part.max[:, None]), 0)
         distance = shifted_exp(z, rows.part.max[:, None]) * below
-        top, ids = _largest(z, min(top_k, width))
+        top, ids = _largest(head, z, min(top_k, width))
         return carry, _Tile(rows, distance.sum(-1), top, ids + start)
 
     shards = head.shards
@@ -132,10 +139,13 @@ def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
 
         top = side_by_side(whole.top, rest.top if rest else None)
         ids = side_by_side(whole.ids, rest.ids if rest else None)
-        top, ids = _likeliest(top, ids, top_k)
+        top, ids = _likeliest(head, top, ids, top_k)
         if shards.axis_name is not None:
             top, ids = _likeliest(
-                shards.side_by_side(top), shards.side_by_side(ids + shards.first), top_k
+                head,
+                shards.side_by_side(top),
+                shards.side_by_side(ids + shards.first),
+                top_k,
             )
 
         tiled = stacked(whole.rows, rest.rows if rest else None)
@@ -161,13 +171,13 @@ def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
     return tiles.over(classes, head.classes, tile, None, combined)[1]
 
 
-def _likeliest(z: Array, ids: Array, k: int) -> tuple[Array, Array]:
+def _likeliest(head: Head, z: Array, ids: Array, k: int) -> tuple[Array, Array]:
     """The k largest of each row and their ids; of equals, those to the left."""
-    top, place = _largest(z, k)
+    top, place = _largest(head, z, k)
     return top, jnp.take_along_axis(ids, place, axis=1)
 
 
-def _largest(z: Array, k: int) -> tuple[Array, Array]:
+def _largest(head: Head, z: Array, k: int) -> tuple[Array, Array]:
     """The k largest of each row, of equals those to the left, and their columns."""
 
     def at_once(z: Array) -> tuple[Array, Array]:
@@ -177,7 +187,7 @@ def _largest(z: Array, k: int) -> tuple[Array, Array]:
     def one_by_one(z: Array) -> tuple[Array, Array]:
         return _one_by_one(z, k)
 
-    on_cpu = at_once if one_device() else one_by_one
+    on_cpu = at_once if head.alone else one_by_one
     return lax.platform_dependent(z, cpu=on_cpu, default=at_once)
 
 

@@ -74,17 +74,8 @@ def cross_entropy(
     labels = checks.class_ids("labels", labels, batch)
     label_smoothing = checks.fraction("label_smoothing", label_smoothing)
     shards = checks.shards(axis_name, logits.shape[-1], classes)
-    z, keep = kept_rows(logits, where)
-    z = shards.ruled(z)
-    loss = nll_and_grad(z, jnp.where(keep, labels, 0), shards)[0]
-    if label_smoothing:
-        possible = z > -jnp.inf
-        share = label_smoothing / shards.sum(possible.sum(-1)).astype(loss.dtype)
-        nll = jnp.where(possible, -normalized(z, shards).log_probs, 0)
-        scale = 2.0**-24  # exact, and the sum of the largest numbers stays finite
-        spread = shards.sum(total(nll * scale))
-        loss = (1 - label_smoothing) * loss + share / scale * spread
-    return jnp.where(keep, loss, 0)
+    keep = checks.row_mask("where", where, batch)
+    return _cross_entropy(logits, labels, keep, label_smoothing, shards)
 
 
 def cross_entropy_with_probs(
@@ -121,11 +112,9 @@ def cross_entropy_with_probs(
     logits = checks.scores("logits", logits)
     probs = checks.scores("probs", probs)
     checks.same_shape("probs", probs, logits.shape)
-    z, keep = kept_rows(logits, where)
-    targets = probs.astype(checks.accumulation_dtype(z))
-    targets = jnp.where(keep[..., None], targets, 0)
-    loss = _soft_nll(z, targets, checks.shards(axis_name, z.shape[-1], None))
-    return jnp.where(keep, loss, 0)
+    keep = checks.row_mask("where", where, logits.shape[:-1])
+    shards = checks.shards(axis_name, logits.shape[-1], None)
+    return _cross_entropy_with_probs(logits, probs, keep, shards)
 
 
 def nll_from_probs(
@@ -193,6 +182,34 @@ def mean_loss(
     total = jnp.where(keep, wide, 0).sum()
     count = jnp.asarray(keep.sum() if normalizer is None else normalizer, wide.dtype)
     return jnp.where(count == 0, 0, total / jnp.where(count == 0, 1, count))
+
+
+# Called by hand, one program; in a function that is traced, a part of it.
+@partial(jax.jit, static_argnames=("smoothing", "shards"), inline=True)
+def _cross_entropy(
+    logits: Array, labels: Array, keep: Array, smoothing: float, shards: Shards
+) -> Array:
+    z, keep = kept_rows(logits, keep)
+    z = shards.ruled(z)
+    loss = nll_and_grad(z, jnp.where(keep, labels, 0), shards)[0]
+    if smoothing:
+        possible = z > -jnp.inf
+        share = smoothing / shards.sum(possible.sum(-1)).astype(loss.dtype)
+        nll = jnp.where(possible, -normalized(z, shards).log_probs, 0)
+        scale = 2.0**-24  # exact, and the sum of the largest numbers stays finite
+        spread = shards.sum(total(nll * scale))
+        loss = (1 - smoothing) * loss + share / scale * spread
+    return jnp.where(keep, loss, 0)
+
+
+@partial(jax.jit, static_argnames="shards", inline=True)
+def _cross_entropy_with_probs(
+    logits: Array, probs: Array, keep: Array, shards: Shards
+) -> Array:
+    z, keep = kept_rows(logits, keep)
+    targets = probs.astype(checks.accumulation_dtype(z))
+    targets = jnp.where(keep[..., None], targets, 0)
+    return jnp.where(keep, _soft_nll(z, targets, shards), 0)
 
 
 def _soft_nll(

@@ -53,9 +53,9 @@ def logsumexp(
     >>> print(logsumexp(jnp.array([1000.0, 1000.0])))
     1000.6932
     """
-    rows = _rows(x, axis, where)
-    lse = normalized(rows.z).lse
-    return jnp.expand_dims(lse, rows.axes) if keepdims else lse
+    x, axes, where = _checked(x, axis, where)
+    lse = _logsumexp(x, where, axes)
+    return jnp.expand_dims(lse, axes) if keepdims else lse
 
 
 def log_softmax(
@@ -84,8 +84,8 @@ def log_softmax(
     >>> print(log_softmax(jnp.array([20.0, 0.0, 0.0])))
     [-4.1223074e-09 -2.0000000e+01 -2.0000000e+01]
     """
-    rows = _rows(x, axis, where)
-    return rows.restore(normalized(rows.z).log_probs, -jnp.inf)
+    x, axes, where = _checked(x, axis, where)
+    return _log_softmax(x, where, axes)
 
 
 def softmax(
@@ -119,7 +119,28 @@ def softmax(
      [1.2339458e-04 9.9987662e-01]
      [0.0000000e+00 1.0000000e+00]]
     """
-    rows = _rows(x, axis, where)
+    x, axes, where = _checked(x, axis, where)
+    return _softmax(x, where, axes)
+
+
+# Called by hand, one program; in a function that is traced, a part of it.
+_compiled = partial(jax.jit, static_argnames="axes", inline=True)
+
+
+@_compiled
+def _logsumexp(x: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
+    return normalized(_rows(x, where, axes).z).lse
+
+
+@_compiled
+def _log_softmax(x: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
+    rows = _rows(x, where, axes)
+    return rows.restore(normalized(rows.z).log_probs, -jnp.inf)
+
+
+@_compiled
+def _softmax(x: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
+    rows = _rows(x, where, axes)
     return rows.restore(normalized(rows.z).probs, 0.0)
 
 
@@ -165,20 +186,25 @@ def _normalized_jvp(shards, primals, tangents):
     return out, Normalized(total, d_log_probs, d_probs, -d_probs)
 
 
+def _checked(
+    x: ArrayLike, axis: Axis, where: ArrayLike | None
+) -> tuple[Array, tuple[int, ...], Array | None]:
+    x = checks.floating("x", x)
+    axes = checks.axes(axis, x.shape)
+    if where is not None:
+        where = checks.entry_mask("where", where, x.shape)
+    return x, axes, where
+
+
 class _Rows(NamedTuple):
     """x with the reduced axes last and as one, and the way back."""
 
     z: Float[Array, "*batch classes"]
-    axes: tuple[int, ...]
     restore: Callable[[Array, float], Array]
 
 
-def _rows(x: ArrayLike, axis: Axis, where: ArrayLike | None) -> _Rows:
-    x = checks.floating("x", x)
-    axes = checks.axes(axis, x.shape)
+def _rows(x: Array, where: Array | None, axes: tuple[int, ...]) -> _Rows:
     last = tuple(range(-len(axes), 0))
-    if where is not None:
-        where = checks.entry_mask("where", where, x.shape)
     kept = x if where is None else jnp.where(where, x, -jnp.inf)
     moved = jnp.moveaxis(kept, axes, last)
     batch, reduced = moved.shape[: -len(axes)], moved.shape[-len(axes) :]
@@ -187,4 +213,4 @@ def _rows(x: ArrayLike, axis: Axis, where: ArrayLike | None) -> _Rows:
         out = jnp.moveaxis(rows.reshape(moved.shape), last, axes).astype(x.dtype)
         return out if where is None else jnp.where(where, out, dropped)
 
-    return _Rows(moved.reshape(*batch, math.prod(reduced)), axes, restore)
+    return _Rows(moved.reshape(*batch, math.prod(reduced)), restore)

@@ -63,7 +63,15 @@ def strict_types():
 
 
 @pytest.fixture
-def as_on_accelerators(monkeypatch):
+def fresh_traces():
+    """Nothing that was traced before, nor after: for what a test changes meanwhile."""
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture
+def as_on_accelerators(monkeypatch, fresh_traces):
     """Where the code chooses by platform, what is not for CPUs, while tracing."""
 
     def default_of(*args, default, **others):

@@ -356,7 +356,7 @@ def flops(program):
 
 
 @over_meshes
-def test_rows_of_several_tiles_on_each_device(shape, monkeypatch):
+def test_rows_of_several_tiles_on_each_device(shape, monkeypatch, fresh_traces):
     monkeypatch.setattr(_folds, "TILE", 1)  # so that 1024 classes are one
     rng = np.random.default_rng(0)
     z = rng.normal(0, 3, (8, 10_000)).astype(np.float32)
@@ -390,7 +390,9 @@ def mean_of(x, w, b, y):
         lambda x, w, b, y: js.linear_softmax_summary(x, w, y, b=b, top_k=3).nll.mean(),
     ],
 )
-def test_default_chunks_gather_nothing(loss, accelerator, tokens, monkeypatch, request):
+def test_default_chunks_gather_nothing(
+    loss, accelerator, tokens, monkeypatch, fresh_traces, request
+):
     """Tokens over devices under plain jit, more of them than are kept at a time."""
     if accelerator:
         request.getfixturevalue("as_on_accelerators")
