@@ -7,8 +7,10 @@ that every platform has the same accuracy: 2^k exp(r), split by Cody & Waite, wi
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
@@ -29,6 +31,11 @@ _SERIES = {
 }
 
 
+# Traced once for all calls of one shape, and part of what calls them.
+_traced_once = partial(jax.jit, inline=True)
+
+
+@_traced_once
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     """a + b exactly, as the rounded sum and its rounding (Knuth).
 
@@ -129,6 +136,7 @@ def row_factor(scale: RowScale) -> tuple[Array, Array]:
     return factor, curve_low + (rounding - low * factor)
 
 
+@_traced_once
 def two_product(a: Array, b: Array | float) -> tuple[Array, Array]:
     """a b exactly, as the rounded product and its rounding (Dekker)."""
     b = jnp.asarray(b, a.dtype)
@@ -147,6 +155,7 @@ def _exp(r: Array, low: Array | float) -> Array:
     return 1 + (r + (_curve(r) * (r * r) + low))
 
 
+@_traced_once
 def _curve(r: Array) -> Array:
     """(exp(r) - 1 - r) / r^2."""
     *lower, highest = _SERIES[jnp.finfo(r.dtype).bits]

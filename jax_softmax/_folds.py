@@ -109,6 +109,7 @@ def _tile_by_tile(terms: Terms, z: Array) -> tuple[Array, Array]:
 
     What is rounded in one place is averaged out over many.
     """
+    terms = jax.jit(terms, inline=True)  # traced once for all slices of one width
     classes, rows = z.shape[-1], max(1, z.size // z.shape[-1])
     if classes <= FEW_CLASSES:
         return _added(_columns(terms(z)))
