@@ -84,7 +84,7 @@ def axes(axis: int | tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]
 
 
 def fraction(name: str, value: float) -> float:
-    """A number in [0, 1] that is known while tracing."""
+    """A number in [0, 1], no array, that is known while tracing."""
     if not isinstance(value, Real):
         raise TypeError(
             f"{name} must be a Python number, known while tracing (under jit, a static "
@@ -93,6 +93,17 @@ def fraction(name: str, value: float) -> float:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be in [0, 1], got {value}")
     return float(value)
+
+
+def number(name: str, value: float) -> float:
+    """A number that is known while tracing."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):  # a tracer's error is a TypeError too
+        raise TypeError(
+            f"{name} must be a number, known while tracing (under jit, a static "
+            f"argument), got {type(value).__name__}"
+        ) from None
 
 
 def one_key(name: str, value: Array) -> None:

@@ -175,7 +175,7 @@ def mean_linear_cross_entropy(
         shares = jnp.where(layer.keep, shares, 0)
     count = jnp.asarray(shares.sum() if normalizer is None else normalizer, wide)
     shares = jnp.where(count == 0, 0, shares / jnp.where(count == 0, 1, count))
-    return _weighted_sum(head, chunk, float(z_loss), layer, shares)
+    return _weighted_sum(head, chunk, checks.number("z_loss", z_loss), layer, shares)
 
 
 # Called by hand, one program; in a function that is traced, a part of it.

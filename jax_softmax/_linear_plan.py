@@ -2,6 +2,7 @@
 
 import enum
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -73,12 +74,18 @@ def head_of(
     skip_below: float = 0.0,
 ) -> Head:
     label_smoothing = checks.fraction("label_smoothing", label_smoothing)
-    softcap = None if softcap is None else float(softcap)
+    softcap = None if softcap is None else checks.number("softcap", softcap)
+    skip_below = checks.number("skip_below", skip_below)
     if softcap is not None and not softcap > 0:
         raise ValueError(f"softcap must be positive, got {softcap}")
-    whole = isinstance(chunk, tuple) and len(chunk) == 2 and min(chunk) >= 1
-    if chunk is not None and not whole:
-        raise ValueError(f"chunk must be (tokens, classes), both positive, got {chunk}")
+    pair = isinstance(chunk, tuple) and len(chunk) == 2
+    if chunk is not None and not (pair and all(map(_positive, chunk))):
+        raise ValueError(
+            f"chunk must be a tuple (tokens, classes), both positive integers, "
+            f"got {chunk}"
+        )
+    if isinstance(precision, list):  # as jax.lax.dot_general takes them
+        precision = tuple(precision)
     if not 0 <= skip_below < 1:
         raise ValueError(f"skip_below must be in [0, 1), got {skip_below}")
     if skip_below and label_smoothing:
@@ -91,6 +98,10 @@ def head_of(
     return Head(
         *static, alone, tokens=0, classes=0, keeps=False, first=0, in_place=False
     )
+
+
+def _positive(size: Any) -> bool:
+    return isinstance(size, Integral) and int(size) > 0
 
 
 def on_tiles(

@@ -1,6 +1,7 @@
 """What is worth knowing about each row of softmax(x w + b), in one pass."""
 
 from functools import partial
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -86,8 +87,9 @@ def linear_softmax_summary(
     ids = jnp.zeros(shape, jnp.int32) if labels is None else labels
     layer, batch, shards = layer_of(x, w, ids, b, where, tied, axis_name, classes)
     head = head_of(tied, softcap, 0.0, precision, chunk, shards)
-    if not 1 <= top_k <= tiles.classes_of(head, layer.w):
-        raise ValueError(f"top_k must be in [1, classes], got {top_k}")
+    whole = isinstance(top_k, Integral)
+    if not whole or not 1 <= top_k <= tiles.classes_of(head, layer.w):
+        raise ValueError(f"top_k must be an integer in [1, classes], got {top_k}")
     found = _of_rows(head, chunk, layer, top_k)
     if layer.keep is not None:
         keep = layer.keep

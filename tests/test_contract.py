@@ -1,6 +1,7 @@
 """The contract at the edges: one table, the same for every function by every road."""
 
 import inspect
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -15,6 +16,10 @@ import jax_softmax as js
 pytestmark = pytest.mark.usefixtures("strict_types")
 
 INF, NAN = np.inf, np.nan
+OF_ONE_PROGRAM = {
+    *("_softmax", "_log_softmax", "_logsumexp", "_cross_entropy"),
+    *("_cross_entropy_with_probs", "_weighted_sum", "_of_rows"),
+}
 
 
 class Loss(NamedTuple):
@@ -209,6 +214,31 @@ def test_batch_axes(batch):
     flat = js.cross_entropy(z.reshape(-1, 4), y.reshape(-1))
     np.testing.assert_array_equal(losses.reshape(-1), flat)
     assert js.mean_loss(losses) == (flat.mean() if flat.size else 0)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        js.softmax,
+        js.log_softmax,
+        js.logsumexp,
+        lambda z: js.cross_entropy(z, jnp.zeros(7, int), label_smoothing=0.1),
+        lambda z: js.cross_entropy_with_probs(z, z),
+        lambda z: js.mean_linear_cross_entropy(z, z.T, jnp.zeros(7, int)),
+        lambda z: js.linear_softmax_summary(z, z.T, jnp.zeros(7, int)),
+    ],
+)
+def test_called_by_hand_it_is_compiled_once_and_in_a_trace_it_is_no_call(f, caplog):
+    z = jnp.ones((7, 5))
+    with jax.log_compiles(True):
+        f(z)
+        first = [r for r in caplog.messages if r.startswith("Compiling")]
+        caplog.clear()
+        f(z)
+    assert first
+    assert not [r for r in caplog.messages if r.startswith("Compiling")]
+    inside = set(re.findall(r"name=(\w+)", str(jax.make_jaxpr(f)(z))))
+    assert not inside & OF_ONE_PROGRAM
 
 
 def test_what_is_not_a_jax_array():

@@ -423,8 +423,11 @@ def test_summary_of_ties_and_ruled_out_classes():
         ({"w": jnp.zeros((2, 0))}, "w must be a matrix"),
         ({"b": jnp.zeros(2)}, r"b must have shape \(3,\)"),
         ({"where": jnp.zeros(4)}, "where must be boolean"),
-        ({"chunk": (0, 1)}, "chunk must be"),
+        ({"chunk": (0, 1)}, "chunk must be a tuple .* positive integers"),
+        ({"chunk": [2, 1]}, r"chunk must be a tuple .* got \[2, 1\]"),
+        ({"chunk": (2.0, 1)}, "chunk must be a tuple .* positive integers"),
         ({"softcap": 0.0}, "softcap must be positive"),
+        ({"softcap": "a"}, "softcap must be a number, known while tracing.* got str"),
         ({"label_smoothing": 1.5}, "label_smoothing must be in"),
     ],
 )
@@ -445,6 +448,26 @@ def test_skip_below_is_checked(our_errors):
         mean_linear_cross_entropy(x, w, labels, skip_below=1.5)
     with pytest.raises(ValueError, match="skip_below must be 0 with label_smoothing"):
         mean_linear_cross_entropy(x, w, labels, skip_below=0.1, label_smoothing=0.1)
+
+
+def test_options_that_are_not_known_while_tracing(our_errors):
+    x, w, labels = jnp.zeros((4, 2)), jnp.zeros((2, 3)), jnp.zeros(4, int)
+    for name in ("z_loss", "softcap", "skip_below"):
+
+        def traced(value, name=name):
+            return mean_linear_cross_entropy(x, w, labels, **{name: value})
+
+        with pytest.raises(TypeError, match=f"{name} must be a number, known while"):
+            jax.jit(traced)(0.1)
+        assert np.isfinite(traced(np.float32(0.1)))
+    with pytest.raises(ValueError, match=r"top_k must be an integer in .* got 2\.0"):
+        linear_softmax_summary(x, w, top_k=2.0)
+
+
+def test_precision_as_a_list():
+    x, w, labels = jnp.ones((4, 2)), jnp.ones((2, 3)), jnp.zeros(4, int)
+    losses = linear_cross_entropy(x, w, labels, precision=["highest", "highest"])
+    np.testing.assert_allclose(losses, np.log(3), rtol=1e-6)
 
 
 def test_no_row_at_all():
