@@ -229,16 +229,21 @@ def test_batch_axes(batch):
     ],
 )
 def test_called_by_hand_it_is_compiled_once_and_in_a_trace_it_is_no_call(f, caplog):
+    f(jnp.ones((7, 4)))  # JAX 0.12 forgets its programs when a primitive is made
     z = jnp.ones((7, 5))
     with jax.log_compiles(True):
         f(z)
-        first = [r for r in caplog.messages if r.startswith("Compiling")]
+        assert OF_ONE_PROGRAM & compiled(caplog)
         caplog.clear()
         f(z)
-    assert first
-    assert not [r for r in caplog.messages if r.startswith("Compiling")]
-    inside = set(re.findall(r"name=(\w+)", str(jax.make_jaxpr(f)(z))))
-    assert not inside & OF_ONE_PROGRAM
+    assert not OF_ONE_PROGRAM & compiled(caplog)
+    calls = set(re.findall(r"call @(\w+)", jax.jit(f).lower(z).as_text()))
+    assert not calls & OF_ONE_PROGRAM
+
+
+def compiled(caplog):
+    """The names of the programs that JAX says it compiles."""
+    return set(re.findall(r"Compiling (?:jit\()?(\w+)", caplog.text))
 
 
 def test_what_is_not_a_jax_array():
