@@ -5,6 +5,7 @@ from numbers import Integral, Real
 
 import jax.numpy as jnp
 from jax import Array, dtypes, lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jax_softmax._shards import AxisName, Shards
@@ -83,27 +84,22 @@ def axes(axis: int | tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]
     return found
 
 
-def fraction(name: str, value: float) -> float:
-    """A number in [0, 1], no array, that is known while tracing."""
-    if not isinstance(value, Real):
+def number(name: str, value: float) -> float:
+    """A number that is known while tracing."""
+    if not isinstance(value, Real | Array) or isinstance(value, Tracer):
         raise TypeError(
             f"{name} must be a Python number, known while tracing (under jit, a static "
             f"argument), got {type(value).__name__}"
         )
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value}")
     return float(value)
 
 
-def number(name: str, value: float) -> float:
-    """A number that is known while tracing."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):  # a tracer's error is a TypeError too
-        raise TypeError(
-            f"{name} must be a number, known while tracing (under jit, a static "
-            f"argument), got {type(value).__name__}"
-        ) from None
+def fraction(name: str, value: float) -> float:
+    """A number in [0, 1] that is known while tracing."""
+    value = number(name, value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
+    return value
 
 
 def one_key(name: str, value: Array) -> None:

@@ -147,10 +147,12 @@ def _cut(
     first = min(rows, features) if in_place else 0
     rest = rows - first
     keeps = keep is not Keep.NOTHING and fitting >= min(rest, LEAST_TOKENS)
-    if keeps:
-        tokens = _chunk_of(rest, fitting)
-    else:
-        first, tokens = 0, _chunk_of(rows, 2048) if on_cpu else rows
+    tokens = _chunk_of(head, rest, fitting) if keeps else None
+    keeps = tokens is not None
+    if tokens is None:
+        first, tokens = 0, _chunk_of(head, rows, 2048) if on_cpu else rows
+    if tokens is None:
+        tokens = rows
     widest = max(256, TILE_ELEMENTS // max(tokens, first, features))
     width = 1 << (widest.bit_length() - 1) if on_cpu else 2048
     return head._replace(
@@ -158,11 +160,15 @@ def _cut(
     )
 
 
-def _chunk_of(tokens: int, most: int) -> int:
+def _chunk_of(head: Head, tokens: int, most: int) -> int | None:
     """Of that many tokens or fewer, such that chunks are even where they can be.
 
-    Even chunks are dealt out: twice as many small ones are not too many for that.
+    Even chunks are dealt out, where uneven ones would be gathered from the devices that
+    hold them. So on several devices it is none rather than those; twice as many small
+    ones are not too many, nor are any of LEAST_TOKENS.
     """
     least = -(-tokens // max(most, 1))
-    even = (n for n in range(least, 2 * least + 1) if n and tokens % n == 0)
-    return -(-tokens // max(next(even, least), 1))
+    chunks = 2 * least if head.alone else max(2 * least, tokens // LEAST_TOKENS)
+    even = (n for n in range(max(least, 1), chunks + 1) if tokens % n == 0)
+    count = next(even, least if head.alone or not tokens else None)
+    return None if count is None else -(-tokens // max(count, 1))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference as ref
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -12,6 +13,7 @@ from jax_softmax import softmax
 from jax_softmax._partition import (
     RAISED,
     Partition,
+    log1p,
     log_partition,
     merge,
     partition,
@@ -47,6 +49,19 @@ def test_two_halves_merge_into_the_row(row):
     left, right = whole(row[:12]), whole(row[12:])
     close(merged(left, right), whole(row))
     close(merged(left, right), merged(right, left))
+
+
+@pytest.mark.parametrize("parts", [4, 64, 1000])
+def test_merging_many_is_as_accurate_as_none(parts):
+    """However many they are: -log p of the likeliest class is log1p(tail)."""
+    rng = np.random.default_rng(parts)
+    scales = np.array([0.1, 1, 3, 10, 30])[:, None]
+    z = (scales * rng.normal(size=(5, parts * 6))).astype(np.float32)
+    z[:, 0] += 9 * scales[:, 0]  # often alone with its part at the maximum
+    cut = jnp.moveaxis(z.reshape(5, parts, 6), 1, 0)
+    found = jax.jit(lambda cut: log1p(merge(partition(cut)).tail))(cut)
+    exact = -ref.at(ref.softmax(z).log_probs, z.argmax(-1))
+    assert ref.ulp_error(found, exact).max() <= 2
 
 
 @settings(max_examples=60, deadline=None)
