@@ -204,7 +204,9 @@ def test_four_chips_by_the_compiler_for_tpus():
     row = scaling_pod.measured(4, shape)
     assert row["ours"]["temp_bytes"] <= row["naive"]["temp_bytes"] / 2
     assert row["ours"]["collective_bytes"] <= 1.2 * row["least_bytes"]
-    assert set(row["ours"]["collectives"]) == {"all-reduce"}
+    assert set(row["ours"]["collectives"]) == {"all-reduce", "all-gather"}
+    three_numbers = 3 * 4 * shape.rows * row["mesh"]["model"]
+    assert row["ours"]["collectives"]["all-gather"] <= three_numbers
 
 
 def test_traffic_is_read_from_the_program():
