@@ -34,7 +34,15 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments import report, run_folder, scaling_overhead, scaling_pod
-from experiments.command import BadInput, Failed, at_least, flag, main, takes_seed
+from experiments.command import (
+    BadInput,
+    Failed,
+    at_least,
+    flag,
+    main,
+    parse,
+    takes_seed,
+)
 from experiments.mesh import AXES, BY_CLASS, sizes
 from jax_softmax import SoftmaxRegression, cross_entropy
 
@@ -146,7 +154,7 @@ def mesh_shape(settings: Scaling) -> tuple[int, int]:
         BadInput: the mesh is not written as it should be, or does not fit.
     """
     devices = settings.processes * settings.devices
-    model = 2 if devices % 2 == 0 else 1
+    model = 2 if devices % 2 == 0 and settings.classes % 2 == 0 else 1
     data = devices // model
     if settings.mesh is not None:
         data, model = sizes(settings.mesh)
@@ -286,9 +294,9 @@ def arrays(
 
 def launch(settings: Scaling) -> None:
     """Start the processes, and stop all of them when one fails."""
-    check(settings)
     if settings.resume is not None:
         settings = _gone_on_with(settings)
+    check(settings)
     with run_folder.locked(settings.out):
         config = settings.out / CONFIG
         if settings.resume is None:
@@ -348,7 +356,7 @@ def _gone_on_with(settings: Scaling) -> Scaling:
     """The settings of the run, on the processes that there are now.
 
     Raises:
-        BadInput: there is no such run, or it has other numbers.
+        BadInput: there is no such run, or a flag contradicts it.
     """
     folder = settings.resume or settings.out
     try:
@@ -360,12 +368,18 @@ def _gone_on_with(settings: Scaling) -> Scaling:
         ) from None
     if not isinstance(begun, dict) or not begun.keys() >= set(DECISIVE):
         raise BadInput(f"The run in {folder} is of another experiment.")
-    for name in DECISIVE:
-        if begun[name] != getattr(settings, name):
+    begun = {name: begun[name] for name in DECISIVE}
+    asked = parse(
+        Scaling, sys.argv[1:], program="scaling", default=replace(Scaling(), **begun)
+    )
+    for name, value in begun.items():
+        if value != getattr(asked, name):
             raise BadInput(
-                f"The run in {folder} has {flag(name)} {begun[name]}: give it."
+                f"The run in {folder} has {flag(name)} {value}, not "
+                f"{getattr(asked, name)}: leave the flag out, or start another run "
+                "with --out."
             )
-    return replace(settings, out=folder, resume=folder)
+    return replace(asked, out=folder, resume=folder)
 
 
 def _free_port() -> int:

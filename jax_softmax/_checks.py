@@ -4,6 +4,7 @@ import math
 from numbers import Integral, Real
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, dtypes, lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
@@ -13,7 +14,7 @@ from jax_softmax._shards import AxisName, Shards
 
 def floating(name: str, value: ArrayLike) -> Array:
     """A floating-point array."""
-    array = _array(name, value)
+    array = array_of(name, value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
             f"{name} must be floating point, got {array.dtype}: "
@@ -34,7 +35,7 @@ def scores(name: str, value: ArrayLike) -> Array:
 
 def class_ids(name: str, value: ArrayLike, batch: tuple[int, ...]) -> Array:
     """Integer labels, one for each row."""
-    array = _array(name, value)
+    array = array_of(name, value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
             f"{name} must be integer class ids, got {array.dtype}"
@@ -85,13 +86,33 @@ def axes(axis: int | tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]
 
 
 def number(name: str, value: float) -> float:
-    """A number that is known while tracing."""
-    if not isinstance(value, Real | Array) or isinstance(value, Tracer):
+    """A finite number that is known while tracing."""
+    scalar = isinstance(value, Array | np.ndarray) and value.ndim == 0
+    if isinstance(value, Tracer) or not (scalar or isinstance(value, Real)):
         raise TypeError(
             f"{name} must be a Python number, known while tracing (under jit, a static "
             f"argument), got {type(value).__name__}"
         )
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
     return float(value)
+
+
+def integer(name: str, value: int) -> int:
+    """An integer that is known while tracing."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(
+            f"{name} must be a Python integer, known while tracing (under jit, a "
+            f"static argument), got {type(value).__name__}"
+        )
+    return int(value)
+
+
+def flag(name: str, value: bool) -> bool:
+    """True or False, known while tracing."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
+    return bool(value)
 
 
 def fraction(name: str, value: float) -> float:
@@ -136,13 +157,19 @@ def shards(axis_name: AxisName | None, here: int, classes: int | None) -> Shards
     """How many classes the devices of an axis hold together, `here` columns each."""
     devices = 1
     if axis_name is not None:
+        names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+        named = len(names) > 0 and all(isinstance(name, str) for name in names)
         try:
-            devices = lax.axis_size(axis_name)
+            devices = lax.axis_size(axis_name) if named else 0
         except NameError:
+            devices = 0
+        if not devices:
             raise ValueError(
                 f"axis_name must name mesh axes of the jax.shard_map around, "
                 f"got {axis_name!r}"
-            ) from None
+            )
+    if classes is not None:
+        classes = integer("classes", classes)
     if classes is not None and not 1 <= classes <= here * devices:
         raise ValueError(
             f"classes must be in [1, {here * devices}], as many as there are columns "
@@ -151,7 +178,8 @@ def shards(axis_name: AxisName | None, here: int, classes: int | None) -> Shards
     return Shards(axis_name, here, devices, classes or here * devices)
 
 
-def _array(name: str, value: ArrayLike) -> Array:
+def array_of(name: str, value: ArrayLike) -> Array:
+    """An array of numbers, or of booleans."""
     try:
         return jnp.asarray(value)
     except (TypeError, ValueError):
@@ -161,7 +189,7 @@ def _array(name: str, value: ArrayLike) -> Array:
 
 
 def _boolean(name: str, value: ArrayLike) -> Array:
-    array = _array(name, value)
+    array = array_of(name, value)
     if array.dtype != bool:
         raise TypeError(f"{name} must be boolean (True = keep), got {array.dtype}")
     return array

@@ -50,7 +50,7 @@ def shifted_exp(z: Array, shift: Array, *, raised: int = 0) -> Array:
     """exp(z - shift) * 2^raised for z <= shift, within 1 ULP.
 
     The difference is high + low exactly. Two +inf are taken as equal: the limit of
-    logits that grow together.
+    logits that grow together. Of -inf it is 0, whatever the shift.
     """
     r, low, power = _reduced(z, shift, raised)
     return _exp(r, low) * power
@@ -61,7 +61,7 @@ def shifted_exp_and_rest(
 ) -> tuple[Array, Array]:
     """The same as a number and what its rounding left, within a third of an ULP."""
     r, low, power = _reduced(z, shift, raised)
-    less_one = r + (_curve(r) * (r * r) + low)
+    less_one = _expm1(r, low)
     exp, rest = two_sum(less_one, jnp.ones_like(less_one))
     return exp * power, rest * power
 
@@ -69,7 +69,7 @@ def shifted_exp_and_rest(
 def _reduced(z: Array, shift: Array, raised: int) -> tuple[Array, Array, Array]:
     """r, low and a power of two: exp(z - shift) 2^raised = exp(r + low) power."""
     kind = jnp.finfo(z.dtype)
-    z, shift = jnp.minimum(z, kind.max), jnp.minimum(shift, kind.max)
+    z, shift = jnp.minimum(z, kind.max), jnp.clip(shift, kind.min, kind.max)
     high, low = two_sum(z, -shift)
     least = (kind.minexp - 1 - raised) * math.log(2)
     low = jnp.where(high > least, low, 0)
@@ -152,7 +152,11 @@ def two_product(a: Array, b: Array | float) -> tuple[Array, Array]:
 
 
 def _exp(r: Array, low: Array | float) -> Array:
-    return 1 + (r + (_curve(r) * (r * r) + low))
+    return 1 + _expm1(r, low)
+
+
+def _expm1(r: Array, low: Array | float) -> Array:
+    return r + (_curve(r) * (r * r) + low)
 
 
 @_traced_once

@@ -93,6 +93,7 @@ def linear_cross_entropy(
     """
     layer, batch, shards = layer_of(x, w, labels, b, where, tied, axis_name, classes)
     head = head_of(tied, softcap, label_smoothing, precision, chunk, shards)
+    return_lse = checks.flag("return_lse", return_lse)
     found = _per_row(head, chunk, layer)
     loss, lse = (leaf.reshape(batch) for leaf in found)
     return (loss, lse) if return_lse else loss
@@ -174,9 +175,12 @@ def mean_linear_cross_entropy(
         shares = weights.reshape(-1).astype(wide)
     if layer.keep is not None:
         shares = jnp.where(layer.keep, shares, 0)
-    count = jnp.asarray(shares.sum() if normalizer is None else normalizer, wide)
+    count = shares.sum()
+    if normalizer is not None:
+        count = checks.array_of("normalizer", normalizer).astype(wide)
     shares = jnp.where(count == 0, 0, shares / jnp.where(count == 0, 1, count))
-    return _weighted_sum(head, chunk, checks.number("z_loss", z_loss), layer, shares)
+    z_loss = checks.number("z_loss", z_loss)
+    return _weighted_sum(head, chunk, z_loss, layer, shares)
 
 
 # Called by hand, one program; in a function that is traced, a part of it.

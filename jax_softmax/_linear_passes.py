@@ -198,8 +198,7 @@ def _at_label(
 
 def _shares(seen: Measured) -> Array:
     """[tiles, tokens]: exp(maximum of the tile - maximum of the row)."""
-    shares = shifted_exp(seen.tops, seen.rows.part.max)
-    return jnp.where(seen.tops == -jnp.inf, 0, shares)
+    return shifted_exp(seen.tops, seen.rows.part.max)
 
 
 def _needed(

@@ -1,7 +1,8 @@
 """Arguments of the linear functions, checked; and tiles cut to fit the machine."""
 
 import enum
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Hashable
 from numbers import Integral
 from typing import Any
 
@@ -42,6 +43,7 @@ def layer_of(
 ) -> tuple[Layer, tuple[int, ...], Shards]:
     """Checked arrays, one row for each token; the shape of the batch; the devices."""
     x, w = checks.floating("x", x), checks.floating("w", w)
+    tied = checks.flag("tied", tied)
     if w.ndim != 2 or 0 in w.shape:
         raise ValueError(f"w must be a matrix that is not empty, got shape {w.shape}")
     here, features = w.shape if tied else w.shape[::-1]
@@ -86,6 +88,11 @@ def head_of(
         )
     if isinstance(precision, list):  # as jax.lax.dot_general takes them
         precision = tuple(precision)
+    if not isinstance(precision, Hashable):
+        raise TypeError(
+            f"precision must be as in jax.lax.dot_general, "
+            f"got {type(precision).__name__}"
+        )
     if not 0 <= skip_below < 1:
         raise ValueError(f"skip_below must be in [0, 1), got {skip_below}")
     if skip_below and label_smoothing:
@@ -93,10 +100,9 @@ def head_of(
             "skip_below must be 0 with label_smoothing: every class has a gradient then"
         )
     static = (tied, softcap, label_smoothing, precision, skip_below, shards)
-    # Under plain jit nothing here tells on which of several devices arrays lie.
-    alone = jax.device_count() == 1
+    devices = jax.device_count()
     return Head(
-        *static, alone, tokens=0, classes=0, keeps=False, first=0, in_place=False
+        *static, devices, tokens=0, classes=0, keeps=False, first=0, in_place=False
     )
 
 
@@ -143,16 +149,15 @@ def _cut(
         keeps = keep is not Keep.NOTHING and tokens <= fitting
         return head._replace(tokens=tokens, classes=width, keeps=keeps)
     addressable = not head.tied or layer.w.size < 2**31
-    in_place = keep is Keep.IN_PLACE and on_cpu and head.alone and addressable
+    in_place = keep is Keep.IN_PLACE and on_cpu and head.devices == 1 and addressable
     first = min(rows, features) if in_place else 0
     rest = rows - first
     keeps = keep is not Keep.NOTHING and fitting >= min(rest, LEAST_TOKENS)
     tokens = _chunk_of(head, rest, fitting) if keeps else None
-    keeps = tokens is not None
     if tokens is None:
-        first, tokens = 0, _chunk_of(head, rows, 2048) if on_cpu else rows
-    if tokens is None:
-        tokens = rows
+        keeps, first = False, 0
+        tokens = _chunk_of(head, rows, 2048) if on_cpu else None
+    tokens = rows if tokens is None else tokens
     widest = max(256, TILE_ELEMENTS // max(tokens, first, features))
     width = 1 << (widest.bit_length() - 1) if on_cpu else 2048
     return head._replace(
@@ -163,12 +168,13 @@ def _cut(
 def _chunk_of(head: Head, tokens: int, most: int) -> int | None:
     """Of that many tokens or fewer, such that chunks are even where they can be.
 
-    Even chunks are dealt out, where uneven ones would be gathered from the devices that
-    hold them. So on several devices it is none rather than those; twice as many small
-    ones are not too many, nor are any of LEAST_TOKENS.
+    Even chunks are dealt out, a part for every device that holds tokens, where others
+    would be gathered from them. So on several devices it is none rather than those;
+    twice as many small chunks are not too many, nor are any of LEAST_TOKENS.
     """
-    least = -(-tokens // max(most, 1))
-    chunks = 2 * least if head.alone else max(2 * least, tokens // LEAST_TOKENS)
-    even = (n for n in range(max(least, 1), chunks + 1) if tokens % n == 0)
-    count = next(even, least if head.alone or not tokens else None)
+    least, alone = -(-tokens // max(most, 1)), head.devices == 1
+    holders = math.gcd(tokens, head.devices)  # of equal shares
+    chunks = 2 * least if alone else max(2 * least, tokens // LEAST_TOKENS)
+    even = (n for n in range(max(least, 1), chunks + 1) if tokens % (n * holders) == 0)
+    count = next(even, least if alone or not tokens else None)
     return None if count is None else -(-tokens // max(count, 1))

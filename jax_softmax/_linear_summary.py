@@ -1,7 +1,6 @@
 """What is worth knowing about each row of softmax(x w + b), in one pass."""
 
 from functools import partial
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int
 
+from jax_softmax import _checks as checks
 from jax_softmax import _linear_tiles as tiles
 from jax_softmax._linear_plan import (
     Chunk,
@@ -87,9 +87,9 @@ def linear_softmax_summary(
     ids = jnp.zeros(shape, jnp.int32) if labels is None else labels
     layer, batch, shards = layer_of(x, w, ids, b, where, tied, axis_name, classes)
     head = head_of(tied, softcap, 0.0, precision, chunk, shards)
-    whole = isinstance(top_k, Integral)
-    if not whole or not 1 <= top_k <= tiles.classes_of(head, layer.w):
-        raise ValueError(f"top_k must be an integer in [1, classes], got {top_k}")
+    top_k = checks.integer("top_k", top_k)
+    if not 1 <= top_k <= tiles.classes_of(head, layer.w):
+        raise ValueError(f"top_k must be in [1, classes], got {top_k}")
     found = _of_rows(head, chunk, layer, top_k)
     if layer.keep is not None:
         keep = layer.keep
@@ -156,7 +156,7 @@ def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
         rows = over_devices(head, rows)
         total = log1p(rows.part.tail)
         heads, tails = tiled.part.max, tiled.part.tail
-        weight = jnp.where(heads == -jnp.inf, 0, shifted_exp(heads, rows.part.max))
+        weight = shifted_exp(heads, rows.part.max)
         lower = jnp.where(heads == -jnp.inf, 0, gap(heads, rows.part.max))
         distance = shards.sum((weight * (below + (1 + tails) * lower)).sum(0))
         found = losses(head, layer, rows)
@@ -189,7 +189,7 @@ def _largest(head: Head, z: Array, k: int) -> tuple[Array, Array]:
     def one_by_one(z: Array) -> tuple[Array, Array]:
         return _one_by_one(z, k)
 
-    on_cpu = at_once if head.alone else one_by_one
+    on_cpu = at_once if head.devices == 1 else one_by_one
     return lax.platform_dependent(z, cpu=on_cpu, default=at_once)
 
 

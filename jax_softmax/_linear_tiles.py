@@ -37,7 +37,7 @@ class Head(NamedTuple):
     precision: Any
     skip_below: float
     shards: Shards
-    alone: bool  # JAX sees one device: where the first tokens lie, the others do
+    devices: int  # that JAX sees; under plain jit tokens may lie on all of them
     tokens: int
     classes: int
     keeps: bool  # of one chunk of tokens, from pass one for pass two

@@ -180,7 +180,10 @@ def mean_loss(
     keep = checks.row_mask("where", where, losses.shape)
     wide = checks.wide(losses)
     total = jnp.where(keep, wide, 0).sum()
-    count = jnp.asarray(keep.sum() if normalizer is None else normalizer, wide.dtype)
+    count = keep.sum()
+    if normalizer is not None:
+        count = checks.array_of("normalizer", normalizer)
+    count = count.astype(wide.dtype)
     return jnp.where(count == 0, 0, total / jnp.where(count == 0, 1, count))
 
 

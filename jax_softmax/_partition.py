@@ -165,14 +165,13 @@ def merge(parts: Partition) -> Partition:
 
         (m, t) + (n, u) = (m, t + (1 + u) * exp(n - m)),   m >= n
 
-    Sums and products are exact until the last rounding, however many there are.
+    However many there are, sums and products are rounded once, at the end.
     """
     place = lax.broadcasted_iota(jnp.int32, parts.max.shape, 0)
     leads = place == parts.max.argmax(0)
     top = jnp.where(leads, parts.max, 0).sum(0)
     exp, exp_low = shifted_exp_and_rest(parts.max, top, raised=RAISED)
-    counts = ~leads & (parts.max > -jnp.inf)
-    exp, exp_low = (jnp.where(counts, part, 0) for part in (exp, exp_low))
+    exp, exp_low = (jnp.where(leads, 0, part) for part in (exp, exp_low))
     weight, weight_low = two_sum(parts.tail, jnp.ones_like(parts.tail))
     high, low = two_product(weight, exp)
     low = low + (weight_low * exp + weight * exp_low)

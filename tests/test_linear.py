@@ -431,7 +431,11 @@ def test_summary_of_ties_and_ruled_out_classes():
             {"softcap": "a"},
             "softcap must be a Python number.* got str",
         ),
+        ({"softcap": np.inf}, "softcap must be finite, got inf"),
         ({"label_smoothing": 1.5}, "label_smoothing must be in"),
+        ({"tied": "yes"}, "tied must be True or False, got str"),
+        ({"tied": np.array(True)}, "tied must be True or False, got ndarray"),
+        ({"precision": jnp.float32(1)}, "precision must be as in"),
     ],
 )
 def test_wrong_arguments_are_one_clear_sentence(wrong, message, our_errors):
@@ -463,8 +467,15 @@ def test_options_that_are_not_known_while_tracing(our_errors):
         with pytest.raises(TypeError, match=f"{name} must be a Python number, known"):
             jax.jit(traced)(0.1)
         assert np.isfinite(traced(np.float32(0.1)))
-    with pytest.raises(ValueError, match=r"top_k must be an integer in .* got 2\.0"):
-        linear_softmax_summary(x, w, top_k=2.0)
+    for wrong in (2.0, np.array(2)):
+        with pytest.raises(TypeError, match="top_k must be a Python integer"):
+            linear_softmax_summary(x, w, top_k=wrong)
+    with pytest.raises(ValueError, match="z_loss must be finite, got nan"):
+        mean_linear_cross_entropy(x, w, labels, z_loss=np.nan)
+    with pytest.raises(TypeError, match="normalizer must be an array of numbers"):
+        mean_linear_cross_entropy(x, w, labels, normalizer="2")
+    with pytest.raises(TypeError, match="return_lse must be True or False"):
+        linear_cross_entropy(x, w, labels, return_lse="yes")
 
 
 def test_precision_as_a_list():

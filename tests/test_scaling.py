@@ -48,7 +48,10 @@ def test_every_row_is_seen_once_an_epoch(rows, shards):
         ({"mesh": "data=2"}, "--mesh must be like data=2,model=2.* got data=2"),
         ({"mesh": "data=3,model=2"}, "--mesh data=3,model=2 has 6 devices.* are 4"),
         ({"batch_size": 7}, "--batch-size 7 must divide among 2 data shards"),
-        ({"classes": 5}, "--classes 5 among 2 model shards"),
+        (
+            {"classes": 5, "mesh": "data=2,model=2"},
+            "--classes 5 among 2 model shards",
+        ),
         ({"processes": 0}, "^--processes must be at least 1, got 0.$"),
         ({"devices": 0}, "^--devices must be at least 1, got 0.$"),
         ({"rows": 0}, "^--rows must be at least 1, got 0.$"),
@@ -104,11 +107,16 @@ def launched(monkeypatch):
     flags = ["--rows=130", "--features=6", "--classes=4", "--epochs=40"]
     flags += ["--checkpoint-every=20"]
 
-    def launch(*arguments):
+    def launch(*arguments, flags=flags):
         monkeypatch.setattr(sys, "argv", ["scaling", *flags, *arguments])
         main(scaling.run, scaling.Scaling, sys.argv[1:], program="scaling")
 
     return launch
+
+
+def test_by_default_there_are_two_model_shards_where_that_divides():
+    assert scaling.mesh_shape(replace(SMALL, classes=4)) == (2, 2)
+    assert scaling.mesh_shape(replace(SMALL, classes=5, processes=2)) == (2, 1)
 
 
 def test_killed_and_gone_on_with_by_other_processes(
@@ -141,7 +149,12 @@ def test_killed_and_gone_on_with_by_other_processes(
     assert f"--resume {out}" in error
 
     shutil.copytree(out, again)
-    launched("--processes=1", "--devices=4", f"--resume={out}")
+    with pytest.raises(SystemExit) as stop:
+        launched("--rows=9", f"--resume={out}", flags=())
+    assert stop.value.code == 2
+    error = capfd.readouterr().err
+    assert f"The run in {out} has --rows 130, not 9: leave the flag out" in error
+    launched("--processes=1", "--devices=4", f"--resume={out}", flags=())
     launched("--processes=2", "--mesh=data=2,model=1", f"--resume={again}")
     want = trained_alone(SMALL)
     for folder in (out, again):

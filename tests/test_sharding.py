@@ -174,6 +174,12 @@ def test_mistakes():
         js.cross_entropy(z, labels, axis_name="model")
     with pytest.raises(ValueError, match=r"classes must be in \[1, 3\].*got 4"):
         js.cross_entropy(z, labels, classes=4)
+    for wrong in ((), [], 3, ("model", 0)):
+        with pytest.raises(ValueError, match="axis_name must name mesh axes"):
+            js.cross_entropy(z, labels, axis_name=wrong)
+    for wrong in (2.5, "3", True, np.array(3)):
+        with pytest.raises(TypeError, match="classes must be a Python integer"):
+            js.cross_entropy(z, labels, classes=wrong)
 
 
 # --- From features and weights ----------------------------------------------------
@@ -279,6 +285,32 @@ def test_linear_summary():
     assert_close(got, want, 1e-6)
 
 
+@pytest.mark.parametrize("classes", [21, 12])
+def test_entropy_where_a_device_holds_no_possible_class(classes):
+    """Of 24 columns on four devices the last are padding; the first are ruled out."""
+    x, w, b, _, weights = linear_arrays()
+    b[:6] = -np.inf
+
+    def plain(x, w, b, weights):
+        log_p = js.log_softmax((x @ w + b)[:, 6:classes])
+        return -(weights * (jnp.exp(log_p) * log_p).sum(-1)).sum()
+
+    def tiled(x, w, b, weights):
+        options = {"b": b, "chunk": (4, 5), "classes": classes}
+        return (weights * js.linear_softmax_summary(x, w, **options).entropy).sum()
+
+    def parts(x, w, b, weights):
+        found = js.linear_softmax_summary(x, w, b=b, axis_name="model", classes=classes)
+        return weights * found.entropy
+
+    specs = (ROWS, COLUMNS, P("model"), ROWS)
+    spread = sharded(parts, (1, 4), specs, ROWS)
+    arrays = x, w, b, weights
+    want = jax.jit(jax.value_and_grad(plain, (0, 1, 2)))(*arrays)
+    for f in (tiled, lambda *arrays: spread(*arrays).sum()):
+        assert_close(jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*arrays), want, 5e-6)
+
+
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_linear_summary_is_differentiated(check_vma):
     """From outside, by features, weights and biases."""
@@ -380,7 +412,10 @@ def mean_of(x, w, b, y):
     return js.mean_linear_cross_entropy(x, w, y, b=b)
 
 
-@pytest.mark.parametrize("tokens", [256, 240, 4 * 61, 4 * 2053])
+@pytest.mark.parametrize(
+    ("tokens", "fitting"),
+    [(256, 60), (240, 60), (4 * 61, 60), (4 * 61, 70), (4 * 2053, 60)],
+)
 @pytest.mark.parametrize("accelerator", [False, True])
 @pytest.mark.parametrize(
     "loss",
@@ -391,12 +426,12 @@ def mean_of(x, w, b, y):
     ],
 )
 def test_default_chunks_gather_nothing(
-    loss, accelerator, tokens, monkeypatch, fresh_traces, request
+    loss, accelerator, tokens, fitting, monkeypatch, fresh_traces, request
 ):
     """Tokens over devices under plain jit, more of them than are kept at a time."""
     if accelerator:
         request.getfixturevalue("as_on_accelerators")
-    kept = dict.fromkeys((True, False), 4 * 510 * 60)  # of 60 tokens
+    kept = dict.fromkeys((True, False), 4 * 510 * fitting)
     monkeypatch.setattr(_linear_plan, "KEPT_BYTES", kept)
     monkeypatch.setattr(_linear_plan, "LEAST_TOKENS", 16)
     mesh = mesh_of((4, 1))
