@@ -109,6 +109,8 @@ def measure_and_pull(
         if head.keeps:
             shape = (min(head.tokens, rest), classes)
             kept = jnp.zeros_like(layer.x, tiles.kept_type(head, layer), shape)
+            if head.first:  # any number of its gradients: no memory before it is done
+                kept += jax.tree.leaves(grads)[0].reshape(-1)[0].astype(kept.dtype)
 
         def after(carry, start: Index, size: int):
             return chunk(head, carry, head.first + start, size)
@@ -227,14 +229,18 @@ def _pull(
     """Pass two over one chunk of tokens, which starts `at`."""
     kind = tiles.operand_type(layer)
     x = layer.x.astype(kind)
+    # Turned once, not for every tile: a CPU's matmul wants rows on the left.
+    x_turned = x.T
 
     def products(dz: Array, w: Array) -> tuple[Array | None, Array | None]:
         dx = dw = None
         if grads.x is not None:
             dx = tiles.dot(head, dz, w, 1, 0 if head.tied else 1)
         if grads.w is not None:
-            pair = (dz, x) if head.tied else (x, dz)
-            dw = tiles.dot(head, *pair, 0, 0)
+            if head.tied:
+                dw = tiles.dot(head, dz, x, 0, 0)
+            else:
+                dw = tiles.dot(head, x_turned, dz, 1, 0)
         return dx, dw
 
     def nothing(dz: Array, w: Array) -> tuple[Array | None, Array | None]:
