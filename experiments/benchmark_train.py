@@ -4,7 +4,7 @@ Every contender makes one pass over the 60,000 images in fresh order by batches 
 the short last one included: uint8 in memory, scaled in the step, SGD at 0.1.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ from jax import Array, lax
 
 from experiments import data, report
 from experiments.command import above_zero, make_folder, results_folder
-from experiments.measure import Contender, Timing, compiled, interleave
+from experiments.measure import Contender, compiled, interleave, ratio
 from jax_softmax import SoftmaxRegression, evaluate, fit
 from jax_softmax._shuffle import epoch_order
 
@@ -73,7 +73,7 @@ def run(settings: Settings) -> None:
             f"fastest {row['fastest']:9.2f} ms"
         )
     ratios = [
-        {"of": a, "to": b, "ratio": _ratio(timings, a, b), "target": target}
+        {"of": a, "to": b, "ratio": ratio(timings[a], timings[b]), "target": target}
         for a, b, target in TARGETS
         if b in timings
     ]
@@ -223,11 +223,3 @@ def torch_epochs(dataset: data.Dataset) -> dict[str, Contender]:
             book(x, y)
 
     return {TUNED: Contender(tuned_epoch), BOOK: Contender(book_epoch)}
-
-
-def _ratio(timings: dict[str, Timing], a: str, b: str) -> float:
-    """The median of the ratios within each round: what is noise for both cancels."""
-    pairs: Iterator[tuple[float, float]] = zip(
-        timings[a].seconds, timings[b].seconds, strict=True
-    )
-    return float(np.median([mine / theirs for mine, theirs in pairs]))

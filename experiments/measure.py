@@ -76,3 +76,9 @@ def interleave(
     return {
         name: Timing(contenders[name].compile_seconds, times[name]) for name in times
     }
+
+
+def ratio(ours: Timing, theirs: Timing) -> float:
+    """The median of the ratios within each round: what is noise for both cancels."""
+    pairs = zip(ours.seconds, theirs.seconds, strict=True)
+    return statistics.median(mine / other for mine, other in pairs)

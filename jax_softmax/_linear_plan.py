@@ -20,7 +20,7 @@ Chunk = tuple[int, int]  # (tokens, classes)
 # What is kept of one chunk of tokens may take this on a CPU, and elsewhere.
 KEPT_BYTES = {True: 52 * 10**6, False: 2**29}
 TILE_ELEMENTS = 2**18  # on a CPU: a few such tiles stay in its cache
-LEAST_TOKENS = 128  # of a chunk: with fewer, reading w again for each costs more
+LEAST_TOKENS = 64  # of a chunk: with fewer, reading w again for each costs more
 
 
 class Keep(enum.Enum):
@@ -155,9 +155,9 @@ def _cut(
     keeps = keep is not Keep.NOTHING and fitting >= min(rest, LEAST_TOKENS)
     tokens = _chunk_of(head, rest, fitting) if keeps else None
     if tokens is None:
-        keeps, first = False, 0
-        tokens = _chunk_of(head, rows, 2048) if on_cpu else None
-    tokens = rows if tokens is None else tokens
+        keeps = False
+        tokens = _chunk_of(head, rest, 2048) if on_cpu else None
+    tokens = rest if tokens is None else tokens
     widest = max(256, TILE_ELEMENTS // max(tokens, first, features))
     width = 1 << (widest.bit_length() - 1) if on_cpu else 2048
     return head._replace(
