@@ -138,11 +138,11 @@ def mean_linear_cross_entropy(
         z_loss: the weight of lse^2.
         chunk: (tokens, classes) of a tile. One number is kept of each logit of a chunk
             of tokens, in 52 MB on a CPU and 512 MB elsewhere, which by default is how
-            many tokens it has. (On a CPU that is the only device, the first chunk is
-            kept where the gradient of w will be, and has as many tokens as there are
-            features.) Where fewer than 128 tokens fit, for a larger chunk, and where
-            there are several devices and no chunk that fits divides the tokens, logits
-            are made again, which is a fourth matmul.
+            many tokens it has. Where fewer than 64 tokens fit, for a larger chunk, and
+            where there are several devices and no chunk that fits divides the tokens,
+            logits are made again, which is a fourth matmul. (On a CPU that is the only
+            device, the first chunk is kept where the gradient of w will be, and has as
+            many tokens as there are features, up to 512.)
         skip_below: leave out of both gradients each tile without a label whose
             probabilities are all below this. No gradient of a logit is wrong by more
             than skip_below times its row's weight, nor all of a row's together by more

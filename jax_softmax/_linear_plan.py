@@ -20,6 +20,7 @@ Chunk = tuple[int, int]  # (tokens, classes)
 # What is kept of one chunk of tokens may take this on a CPU, and elsewhere.
 KEPT_BYTES = {True: 52 * 10**6, False: 2**29}
 TILE_ELEMENTS = 2**18  # on a CPU: a few such tiles stay in its cache
+MOST_IN_PLACE = 512  # tokens: with more, what a tile works on leaves the cache
 LEAST_TOKENS = 64  # of a chunk: with fewer, reading w again for each costs more
 
 
@@ -150,7 +151,7 @@ def _cut(
         return head._replace(tokens=tokens, classes=width, keeps=keeps)
     addressable = not head.tied or layer.w.size < 2**31
     in_place = keep is Keep.IN_PLACE and on_cpu and head.devices == 1 and addressable
-    first = min(rows, features) if in_place else 0
+    first = min(rows, features, MOST_IN_PLACE) if in_place else 0
     rest = rows - first
     keeps = keep is not Keep.NOTHING and fitting >= min(rest, LEAST_TOKENS)
     tokens = _chunk_of(head, rest, fitting) if keeps else None
