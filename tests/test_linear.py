@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from reference import at, softmax, ulp_error
 
+from jax_softmax import _linear_plan
 from jax_softmax._linear import linear_cross_entropy, mean_linear_cross_entropy
 from jax_softmax._linear_summary import linear_softmax_summary
 
@@ -325,7 +326,21 @@ def test_ragged_micro_batches_add_up_to_the_mean():
     close(total, step(w, 0, 11, None), 1e-6)
 
 
-def test_what_is_kept_where_the_gradient_of_w_will_be():
+@pytest.fixture
+def firsts(fresh_traces, monkeypatch):
+    """How many tokens were cut off for a first chunk, each time that tiles were cut."""
+    cut, found = _linear_plan._cut, []
+
+    def recorded(*args):
+        head = cut(*args)
+        found.append(head.first)
+        return head
+
+    monkeypatch.setattr(_linear_plan, "_cut", recorded)
+    return found
+
+
+def test_what_is_kept_where_the_gradient_of_w_will_be(firsts):
     """By default on a CPU, of as many tokens as there are features; then of others."""
 
     def flat(w, x, labels):
@@ -353,7 +368,34 @@ def test_what_is_kept_where_the_gradient_of_w_will_be():
         )
         many = jnp.stack([w, 0 * w])  # all equal: every class is a largest one
         for one in got:
+            firsts.clear()
             close(one(many, x, labels), want(many, x, labels))
+            assert min(rows, 7) in firsts
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("limit", "first"),
+    [({"MOST_IN_PLACE": 4}, 4), ({"KEPT_BYTES": {True: 0, False: 0}}, 7)],
+    ids=["few", "rest made again"],
+)
+def test_a_first_chunk_in_place_and_others(limit, first, tied, firsts, monkeypatch):
+    for name, value in limit.items():
+        monkeypatch.setattr(_linear_plan, name, value)
+    x, w, b, labels = arrays(3.0, rows=29, features=7, classes=1031)
+
+    def ours(x, w, b):
+        w = w.T if tied else w
+        return mean_linear_cross_entropy(x, w, labels, b=b, tied=tied)
+
+    def flat(x, w, b):
+        return plain(x, w, b, labels)[0].mean()
+
+    got, want = (
+        jax.jit(jax.value_and_grad(f, (0, 1, 2)))(x, w, b) for f in (ours, flat)
+    )
+    close(got, want)
+    assert first in firsts
 
 
 def test_skipped_tiles_change_the_gradient_by_no_more_than_is_said():
