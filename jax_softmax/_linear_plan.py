@@ -19,8 +19,10 @@ from jax_softmax._shards import AxisName, Shards, alike
 Chunk = tuple[int, int]  # (tokens, classes)
 # What is kept of one chunk of tokens may take this on a CPU, and elsewhere.
 KEPT_BYTES = {True: 52 * 10**6, False: 2**29}
-TILE_ELEMENTS = 2**18  # on a CPU: a few such tiles stay in its cache
+TILE_ELEMENTS = 2**20  # on a CPU: a few such tiles stay in its cache
+WIDEST = {True: 1024, False: 2048}  # on a CPU, and elsewhere
 MOST_IN_PLACE = 512  # tokens: with more, what a tile works on leaves the cache
+MOST_LOGITS = 2**28  # made again of a chunk: three numbers a row of each tile stay
 LEAST_TOKENS = 64  # of a chunk: with fewer, reading w again for each costs more
 
 
@@ -149,21 +151,24 @@ def _cut(
         tokens, width = min(chunk[0], rows), min(chunk[1], classes)
         keeps = keep is not Keep.NOTHING and tokens <= fitting
         return head._replace(tokens=tokens, classes=width, keeps=keeps)
-    addressable = not head.tied or layer.w.size < 2**31
-    in_place = keep is Keep.IN_PLACE and on_cpu and head.devices == 1 and addressable
-    first = min(rows, features, MOST_IN_PLACE) if in_place else 0
+    in_place = keep is Keep.IN_PLACE and on_cpu and head.devices == 1
+    first = min(rows, features, MOST_IN_PLACE) if in_place and rows > 1 else 0
     rest = rows - first
     keeps = keep is not Keep.NOTHING and fitting >= min(rest, LEAST_TOKENS)
     tokens = _chunk_of(head, rest, fitting) if keeps else None
     if tokens is None:
         keeps = False
-        tokens = _chunk_of(head, rest, 2048) if on_cpu else None
+        most = min(2048, max(256, MOST_LOGITS // classes))
+        tokens = _chunk_of(head, rest, most) if on_cpu else None
     tokens = rest if tokens is None else tokens
-    widest = max(256, TILE_ELEMENTS // max(tokens, first, features))
-    width = 1 << (widest.bit_length() - 1) if on_cpu else 2048
-    return head._replace(
-        tokens=tokens, classes=min(width, classes), keeps=keeps, first=first
-    )
+    width = WIDEST[on_cpu]
+    if on_cpu:
+        fitting = max(256, TILE_ELEMENTS // max(tokens, first, features))
+        width = min(width, 1 << (fitting.bit_length() - 1))
+    width = min(width, classes)
+    while classes % width == 1:  # XLA fuses one column alone, and copies all for it
+        width -= 16
+    return head._replace(tokens=tokens, classes=width, keeps=keeps, first=first)
 
 
 def _chunk_of(head: Head, tokens: int, most: int) -> int | None:

@@ -119,23 +119,23 @@ def put(head: Head, kept: Array, tile: Array, start: Index) -> Array:
     """The tile of the classes from start on, stored in its place.
 
     `kept` is [at least tokens, classes]; in place of the gradient of a tied w it is
-    [classes, at least tokens], and a tile fills the first part of its classes' memory.
+    [classes, at least tokens], and a tile fills the first rows of its classes.
     """
     tile = tile.astype(kept.dtype)
     if not (head.tied and head.in_place):
         return lax.dynamic_update_slice(kept, tile, (0, start))
-    flat = lax.dynamic_update_slice(
-        kept.reshape(-1), tile.reshape(-1), (start * kept.shape[1],)
-    )
-    return flat.reshape(kept.shape)
+    flat = tile.reshape(-1)
+    flat = jnp.pad(flat, (0, -flat.size % kept.shape[1]))
+    return set_at(kept, flat.reshape(-1, kept.shape[1]), start, 0)
 
 
 def take(head: Head, kept: Array, tokens: int, start: Index, width: int) -> Array:
     """What `put` has stored."""
     if not (head.tied and head.in_place):
         return lax.dynamic_slice(kept, (0, start), (tokens, width))
-    places = (start * kept.shape[1],), (tokens * width,)
-    return lax.dynamic_slice(kept.reshape(-1), *places).reshape(tokens, width)
+    rows = -(-tokens * width // kept.shape[1])
+    flat = slice_axis(kept, start, rows, 0).reshape(-1)
+    return flat[: tokens * width].reshape(tokens, width)
 
 
 def over(

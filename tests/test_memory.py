@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,17 @@ def temp_megabytes(function, shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_mean_and_both_gradients_take_64_megabytes_at_most(shape):
     assert temp_megabytes(mean_and_gradients, shape) <= 64
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("classes", [50257, 32769, 262145])
+def test_a_last_tile_that_is_smaller_copies_no_gradient_of_w(classes, tied):
+    """Also where it is a single class."""
+    x, w, labels = arguments(1024, 512, classes)
+    w = jax.ShapeDtypeStruct(w.shape[::-1], w.dtype) if tied else w
+    loss = partial(mean_linear_cross_entropy, tied=tied)
+    program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(x, w, labels).compile()
+    assert program.memory_analysis().temp_size_in_bytes <= 64e6
 
 
 @pytest.mark.parametrize("shape", SHAPES)
