@@ -65,8 +65,8 @@ def linear_cross_entropy(
         softcap: logits become softcap * tanh(z / softcap).
         tied: w is an embedding table [classes, features], used without a copy.
         chunk: (tokens, classes) of a tile. By default from the shapes alone: on a CPU,
-            up to 2048 tokens, and classes for a quarter of a million numbers; elsewhere
-            all tokens by 2048 classes. Any value gives the same answer, up to rounding.
+            up to 1024 tokens by as many classes; elsewhere all tokens by 2048 classes.
+            Any value gives the same answer, up to rounding.
         precision: of all matmuls, as in jax.lax.dot_general.
         axis_name: mesh axes, inside jax.shard_map, over which the classes lie in order:
             w and b are this device's, labels are ids among all classes. Three numbers
@@ -140,9 +140,10 @@ def mean_linear_cross_entropy(
             of tokens, in 52 MB on a CPU and 512 MB elsewhere, which by default is how
             many tokens it has. Where fewer than 64 tokens fit, for a larger chunk, and
             where there are several devices and no chunk that fits divides the tokens,
-            logits are made again, which is a fourth matmul. (On a CPU that is the only
-            device, the first chunk is kept where the gradient of w will be, and has as
-            many tokens as there are features, up to 512.)
+            logits are made again, which is a fourth matmul; on a CPU also where that is
+            faster: for fewer than 128 features or tokens that fit, or little more. (On
+            a CPU that is the only device, the first chunk is kept where the gradient of
+            w will be, and has as many tokens as there are features, up to 512.)
         skip_below: leave out of both gradients each tile without a label whose
             probabilities are all below this. No gradient of a logit is wrong by more
             than skip_below times its row's weight, nor all of a row's together by more

@@ -22,7 +22,8 @@ KEPT_BYTES = {True: 52 * 10**6, False: 2**29}
 TILE_ELEMENTS = 2**20  # on a CPU: a few such tiles stay in its cache
 WIDEST = {True: 1024, False: 2048}  # on a CPU, and elsewhere
 MOST_IN_PLACE = 512  # tokens: with more, what a tile works on leaves the cache
-MOST_LOGITS = 2**28  # made again of a chunk: three numbers a row of each tile stay
+MOST_TOKENS = 1024  # of a chunk on a CPU whose logits are made again
+WORTH = 128  # features, more or less, whose products take as long as a number kept
 LEAST_TOKENS = 64  # of a chunk: with fewer, reading w again for each costs more
 
 
@@ -152,14 +153,16 @@ def _cut(
         keeps = keep is not Keep.NOTHING and tokens <= fitting
         return head._replace(tokens=tokens, classes=width, keeps=keeps)
     in_place = keep is Keep.IN_PLACE and on_cpu and head.devices == 1
-    first = min(rows, features, MOST_IN_PLACE) if in_place and rows > 1 else 0
+    first = min(rows, features, MOST_IN_PLACE) if in_place else 0
+    first *= first > 1 and _pays(first, features, rows)
     rest = rows - first
     keeps = keep is not Keep.NOTHING and fitting >= min(rest, LEAST_TOKENS)
     tokens = _chunk_of(head, rest, fitting) if keeps else None
+    if tokens and on_cpu and not _pays(tokens, features, rest):
+        tokens = None
     if tokens is None:
         keeps = False
-        most = min(2048, max(256, MOST_LOGITS // classes))
-        tokens = _chunk_of(head, rest, most) if on_cpu else None
+        tokens = _chunk_of(head, rest, MOST_TOKENS) if on_cpu else None
     tokens = rest if tokens is None else tokens
     width = WIDEST[on_cpu]
     if on_cpu:
@@ -169,6 +172,16 @@ def _cut(
     while classes % width == 1:  # XLA fuses one column alone, and copies all for it
         width -= 16
     return head._replace(tokens=tokens, classes=width, keeps=keeps, first=first)
+
+
+def _pays(tokens: int, features: int, rows: int) -> bool:
+    """On a CPU: whether a number kept of each logit is cheaper than a fourth matmul.
+
+    It costs as much as products of many features, and more where what can be kept is
+    of few tokens, since w and its gradient are read for each chunk of them.
+    """
+    again = min(rows, MOST_TOKENS)
+    return 1 / tokens + 1 / features <= 1 / WORTH + 1 / again
 
 
 def _chunk_of(head: Head, tokens: int, most: int) -> int | None:

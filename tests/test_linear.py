@@ -340,8 +340,9 @@ def firsts(fresh_traces, monkeypatch):
     return found
 
 
-def test_what_is_kept_where_the_gradient_of_w_will_be(firsts):
+def test_what_is_kept_where_the_gradient_of_w_will_be(firsts, monkeypatch):
     """By default on a CPU, of as many tokens as there are features; then of others."""
+    monkeypatch.setattr(_linear_plan, "WORTH", 1)
 
     def flat(w, x, labels):
         return plain(x, w, 0, labels)[0].mean()
@@ -380,6 +381,7 @@ def test_what_is_kept_where_the_gradient_of_w_will_be(firsts):
     ids=["few", "rest made again"],
 )
 def test_a_first_chunk_in_place_and_others(limit, first, tied, firsts, monkeypatch):
+    monkeypatch.setattr(_linear_plan, "WORTH", 1)
     for name, value in limit.items():
         monkeypatch.setattr(_linear_plan, name, value)
     x, w, b, labels = arrays(3.0, rows=29, features=7, classes=1031)
@@ -396,6 +398,16 @@ def test_a_first_chunk_in_place_and_others(limit, first, tied, firsts, monkeypat
     )
     close(got, want)
     assert first in firsts
+
+
+@pytest.mark.parametrize(("features", "first"), [(768, 512), (300, 300), (64, 0)])
+def test_logits_are_kept_where_matmuls_cost_more(features, first, firsts):
+    shapes = (1024, features), (features, 5000)
+    x, w = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    labels = jax.ShapeDtypeStruct((1024,), jnp.int32)
+    jax.jit(jax.grad(mean_linear_cross_entropy, (0, 1))).trace(x, w, labels)
+    assert first in firsts
+    assert max(firsts) == first
 
 
 def test_skipped_tiles_change_the_gradient_by_no_more_than_is_said():
