@@ -164,11 +164,10 @@ def _cut(
         keeps = False
         tokens = _chunk_of(head, rest, MOST_TOKENS) if on_cpu else None
     tokens = rest if tokens is None else tokens
-    width = WIDEST[on_cpu]
+    width = min(WIDEST[on_cpu], classes)
     if on_cpu:
-        fitting = max(256, TILE_ELEMENTS // max(tokens, first, features))
-        width = min(width, 1 << (fitting.bit_length() - 1))
-    width = min(width, classes)
+        room = max(256, TILE_ELEMENTS // max(tokens, first, features))
+        width = min(width, 1 << (room.bit_length() - 1))
     while classes % width == 1:  # XLA fuses one column alone, and copies all for it
         width -= 16
     return head._replace(tokens=tokens, classes=width, keeps=keeps, first=first)
