@@ -129,7 +129,7 @@ def measured(shape: Shape, settings: Settings) -> dict[str, Any]:
             f"--gigabytes {settings.gigabytes:g} is too little for {OURS} on "
             f"{tokens} x {features} x {classes}: give more."
         )
-    wrong, firsts = disagreeing(fitting)
+    wrong, firsts = first_calls(fitting)
     slow = {n: Timing(0.0, [s]) for n, s in firsts.items() if s > SLOW}
     rounds = {name: fitting[name] for name in fitting if name not in slow}
     seconds = 0.1 if settings.quick else settings.seconds
@@ -210,13 +210,13 @@ def torch_contenders(
     }
 
 
-def disagreeing(
+def first_calls(
     contenders: dict[str, Contender],
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """How far off a loss or gradient is, relative to ours: of those that are not near.
+    """How far off those are that are not near, and the seconds of everyone but us.
 
-    tokamax counts the zero columns with which it fills up its last block of classes.
-    And how many seconds the first call of each took.
+    Off is a loss or gradient, relative to ours: tokamax counts the zero columns with
+    which it fills up its last block of classes.
     """
     mine, found, seconds = _numbers(contenders[OURS].run()), {}, {}
     for name in contenders.keys() - {OURS, MATMULS}:

@@ -152,9 +152,10 @@ def _cut(
         tokens, width = min(chunk[0], rows), min(chunk[1], classes)
         keeps = keep is not Keep.NOTHING and tokens <= fitting
         return head._replace(tokens=tokens, classes=width, keeps=keeps)
+    first = min(rows, features, MOST_IN_PLACE)
     in_place = keep is Keep.IN_PLACE and on_cpu and head.devices == 1
-    first = min(rows, features, MOST_IN_PLACE) if in_place else 0
-    first *= first > 1 and _pays(first, features, rows)
+    if not (in_place and first > 1 and _pays(first, features, rows)):
+        first = 0
     rest = rows - first
     keeps = keep is not Keep.NOTHING and fitting >= min(rest, LEAST_TOKENS)
     tokens = _chunk_of(head, rest, fitting) if keeps else None

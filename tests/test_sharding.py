@@ -285,9 +285,9 @@ def test_linear_summary():
     assert_close(got, want, 1e-6)
 
 
-def test_entropy_where_a_device_holds_no_possible_class():
+@pytest.mark.parametrize("classes", [21, 12])
+def test_entropy_where_a_device_holds_no_possible_class(classes):
     """Of 24 columns on four devices the last are padding; the first are ruled out."""
-    classes = 12
     x, w, b, _, weights = linear_arrays()
     b[:6] = -np.inf
 
