@@ -1,78 +1,165 @@
-"""Sums and one entry of a row, in loops that XLA for CPU runs as vectors.
+"""Sums over a row in loops that XLA for CPU runs as vectors.
 
 A reduction fused with more than a little arithmetic runs one number at a time there,
 and exponentials written out for it spill to memory. Slices of a row added up element
 by element are one vector loop, and what they leave is an eighth of the row.
 """
 
-import functools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
+from jax_softmax._entries import FEW_CLASSES
 from jax_softmax._exponential import two_sum
 from jax_softmax._shards import alike
 
 SLICES = 8  # of a row to one: more no longer fit the registers
-FEW_CLASSES = 16  # are added up one after the other
 TILE = 2**20  # logits: a loop's step stays in the cache
 
-Terms = Callable[[Array], Array]
+ExpAndTop = Callable[[Array], tuple[Array, Array]]
+Slices = Sequence[tuple[Array, np.ndarray | None]]  # of a row, and what of them is new
+Sums = tuple[Array, Array, Array]  # high, low, tops
+Read = Callable[[Array], Array]
 
 
-def row_entry(rows: Array, column: Array) -> Array:
-    """rows[i, column[i]].
+def row_sum(terms: Array) -> tuple[Array, Array]:
+    """The sum of terms over the last axis, as high + low.
 
-    Accelerators compare on their way over the row, where a gather would have a row of
-    another type written out. So do CPUs where classes are few: a gather is no vector
-    loop.
+    Equal terms add up without rounding, others by pairs.
     """
 
-    def gathered(rows: Array, column: Array) -> Array:
-        return jnp.take_along_axis(rows, column[..., None], axis=-1)[..., 0]
-
-    on_cpu = _compared_as_bits if rows.shape[-1] <= FEW_CLASSES else gathered
-    return lax.platform_dependent(rows, column, cpu=on_cpu, default=_compared)
-
-
-def _compared(rows: Array, column: Array) -> Array:
-    columns = jnp.arange(rows.shape[-1], dtype=column.dtype)
-    entries = jnp.where(columns == column[..., None], rows, 0)
-    return entries.sum(-1, dtype=rows.dtype)
-
-
-@jax.custom_jvp
-def _compared_as_bits(rows: Array, column: Array) -> Array:
-    """XLA for CPU adds whole numbers up in the loop that compares them.
-
-    Others it writes out first, for a loop of their own.
-    """
-    bits = lax.bitcast_convert_type(rows, f"int{8 * rows.dtype.itemsize}")
-    return lax.bitcast_convert_type(_compared(bits, column), rows.dtype)
-
-
-@_compared_as_bits.defjvp
-def _compared_as_bits_jvp(primals, tangents):
-    (rows, column), (d_rows, _) = primals, tangents
-    return _compared_as_bits(rows, column), _compared(d_rows, column)
-
-
-def row_sum(terms: Terms, z: Array) -> tuple[Array, Array]:
-    """The sum of terms(z) over the last axis, as high + low."""
-
-    def fused(z: Array) -> tuple[Array, Array]:
-        parts = terms(z)
-        if jnp.iscomplexobj(parts):
-            high = lax.complex(lax.real(parts).sum(-1), lax.imag(parts).sum(-1))
-        else:
-            high = parts.sum(-1)
+    def fused(terms: Array) -> tuple[Array, Array]:
+        high = terms.sum(-1)
         return high, jnp.zeros_like(high)
 
-    on_cpu = functools.partial(_tile_by_tile, terms)
+    def on_cpu(terms: Array) -> tuple[Array, Array]:
+        few = terms.shape[-1] <= FEW_CLASSES
+        return _narrowed(terms if few else _folded(terms, SLICES))
+
+    return lax.platform_dependent(terms, cpu=on_cpu, default=fused)
+
+
+def others_sum(exp_and_top: ExpAndTop, z: Array, top_exp: Array) -> Sums:
+    """The sum of exponentials over the last axis but for tops, as high + low, and how
+    many tops there are.
+
+    A CPU may have a top as top_exp, [*batch, 1], in the sum instead of counting it.
+    """
+
+    def fused(z: Array) -> Sums:
+        exp, is_top = exp_and_top(z)
+        high = jnp.where(is_top, 0, exp).sum(-1)
+        tops = jnp.where(is_top, 1, 0).astype(exp.dtype).sum(-1)
+        return high, jnp.zeros_like(high), tops
+
+    def on_cpu(z: Array) -> Sums:
+        traced_once = jax.jit(exp_and_top, inline=True)
+        return _tile_by_tile(partial(_others_in_lanes, traced_once, top_exp), z)
+
     return lax.platform_dependent(z, cpu=on_cpu, default=fused)
+
+
+def _others_in_lanes(exp_and_top: ExpAndTop, top_exp: Array, slices: Slices) -> Array:
+    """The others of all slices; a lane that has tops is negative, and all of them but
+    one are in it as top_exp.
+
+    That way a lane is one number. Two in one loop take the widest vectors, which slow
+    down all others on some CPUs.
+    """
+    exps, tops = [], []
+    for part, new in slices:
+        exp, is_top = exp_and_top(part)
+        exps.append(jnp.where(is_top if new is None else is_top | ~new, 0, exp))
+        tops.append((is_top if new is None else is_top & new).astype(jnp.int32))
+    count = by_pairs(tops)
+    more = jnp.maximum(count - 1, 0).astype(top_exp.dtype)
+    others = by_pairs(exps) + more * top_exp
+    return jnp.where(count > 0, -others, others)
+
+
+def _tile_by_tile(lanes_of: Callable[[Slices], Array], z: Array) -> Sums:
+    """What is in all lanes, and how many of them have a top.
+
+    Equal terms add up almost without rounding, others by pairs, tiles by two-sums.
+    """
+    classes, rows = z.shape[-1], max(1, z.size // z.shape[-1])
+    least = FEW_CLASSES * SLICES
+    width = max(least, TILE // rows // SLICES // least * least)
+    tiles = classes // (SLICES * width)
+    if tiles <= 1:
+        lanes = lanes_of(sliced(z, SLICES))
+        return _counted(lanes)
+
+    def add_tile(index: Array, sums: Sums) -> Sums:
+        # Or XLA for CPU widens all of z, where it has 16 bits, before the loop.
+        row, start = lax.optimization_barrier((z, index * SLICES * width))
+        starts = [start + s * width for s in range(SLICES)]
+        slices = [lax.dynamic_slice_in_dim(row, s, width, -1) for s in starts]
+        lanes = lanes_of([(part, None) for part in slices])
+        # A reduction, without one XLA for CPU (0.12) runs the loop on a single core.
+        others = abs(lanes).reshape(*z.shape[:-1], -1, FEW_CLASSES).sum(-1)
+        total, rounding = _add(sums[0], others)
+        return total, sums[1] + rounding, sums[2] + _sixteenth(_tops(lanes))
+
+    kind = jax.eval_shape(lanes_of, [(z[..., :1], None)]).dtype
+    zeros = alike(jnp.zeros((*z.shape[:-1], width // FEW_CLASSES), kind), z)
+    total, rounding, tops = lax.fori_loop(0, tiles, add_tile, (zeros, zeros, zeros))
+    high, low = _narrowed(total + rounding)
+    count = _narrowed(tops)[0]
+    rest = z[..., tiles * SLICES * width :]
+    if rest.shape[-1]:
+        last_high, last_low, last_count = _counted(lanes_of([(rest, None)]))
+        high, rounding = _add(high, last_high)
+        low = (low + last_low) + rounding
+        count = count + last_count
+    return high, low, count
+
+
+def _counted(lanes: Array) -> Sums:
+    def as_one_number(lanes: Array) -> Array:
+        return lax.complex(abs(lanes), _tops(lanes))
+
+    high, low = _narrowed(lanes, as_one_number)
+    return lax.real(high), lax.real(low), lax.imag(high)
+
+
+def _tops(lanes: Array) -> Array:
+    return jnp.where(jnp.signbit(lanes), 1, 0).astype(lanes.dtype)
+
+
+def _sixteenth(lanes: Array) -> Array:
+    """A sixteenth of the lanes, whose number is a multiple of 16."""
+    width = lanes.shape[-1] // FEW_CLASSES
+    starts = range(0, lanes.shape[-1], width)
+    return by_pairs([lanes[..., start : start + width] for start in starts])
+
+
+def sliced(rows: Array, slices: int) -> Slices:
+    """The last axis in slices of one width.
+
+    The last one overlaps the one before, and is new only beyond it.
+    """
+    classes = rows.shape[-1]
+    width = (-(-classes // slices) + 7) // 8 * 8
+    found = []
+    for start in range(0, classes, width):
+        first = min(start, classes - width)
+        # From memory: XLA for CPU counts in 64 bits.
+        new = np.arange(width) >= start - first if first < start else None
+        found.append((rows[..., first : first + width], new))
+    return found
+
+
+def by_pairs(terms: Sequence[Array]) -> Array:
+    while len(terms) > 1:
+        pairs = [terms[i : i + 2] for i in range(0, len(terms), 2)]
+        terms = [reduce(operator.add, pair) for pair in pairs]
+    return terms[0]
 
 
 def stored_sum(terms: Array) -> tuple[Array, Array]:
@@ -90,91 +177,22 @@ def stored_sum(terms: Array) -> tuple[Array, Array]:
     )
 
 
-def once(number: Array) -> Array:
-    """A number for each row, which XLA for CPU is not to do again for every class.
-
-    It takes loops apart at a reduction only.
-    """
-
-    def on_cpu(number: Array) -> Array:
-        column = number[..., None]
-        least = jnp.full_like(column, -jnp.inf)
-        return jnp.concatenate((column, least), -1).max(-1)
-
-    return lax.platform_dependent(number, cpu=on_cpu, default=lambda number: number)
-
-
-def _tile_by_tile(terms: Terms, z: Array) -> tuple[Array, Array]:
-    """Equal terms add up without rounding, others by pairs, tiles by two-sums.
-
-    What is rounded in one place is averaged out over many.
-    """
-    terms = jax.jit(terms, inline=True)  # traced once for all slices of one width
-    classes, rows = z.shape[-1], max(1, z.size // z.shape[-1])
-    if classes <= FEW_CLASSES:
-        return _added(_columns(terms(z)))
-    width = max(FEW_CLASSES * 8, _multiple(TILE // rows // SLICES, FEW_CLASSES * 8))
-    tiles = classes // (SLICES * width)
-    if tiles <= 1:
-        return _narrowed(_folded(terms, z, SLICES))
-
-    kind = jax.eval_shape(terms, z[..., :1]).dtype
-
-    def add_tile(index: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
-        starts = [(index * SLICES + s) * width for s in range(SLICES)]
-        parts = [_slice(z, start, width) for start in starts]
-        total, rounding = _add(sums[0], _narrow(_by_pairs(map(terms, parts))))
-        return total, sums[1] + rounding
-
-    lanes = alike(jnp.zeros((*z.shape[:-1], width // FEW_CLASSES), kind), z)
-    total, rounding = lax.fori_loop(0, tiles, add_tile, (lanes, lanes))
-    high, low = _narrowed(total + rounding)
-    rest = z[..., tiles * SLICES * width :]
-    if rest.shape[-1]:
-        rest_high, rest_low = _narrowed(terms(rest))
-        high, rounding = _add(high, rest_high)
-        low = (low + rest_low) + rounding
-    return high, low
-
-
-def _slice(z: Array, start: Array, width: int) -> Array:
-    """Numbers of 16 bits as bits: XLA for CPU would widen all of them before."""
-    if z.dtype.itemsize > 2:
-        return lax.dynamic_slice_in_dim(z, start, width, -1)
-    bits = lax.bitcast_convert_type(z, jnp.uint16)
-    part = lax.dynamic_slice_in_dim(bits, start, width, -1)
-    return lax.bitcast_convert_type(part, z.dtype)
-
-
-def _folded(terms: Terms, z: Array, slices: int) -> Array:
-    """z cut into slices of one width, the terms of which are added up.
-
-    The last slice overlaps the one before, with nothing added where it does.
-    """
-    classes = z.shape[-1]
-    width = _multiple(-(-classes // slices) + 7, 8)  # rounded up
-    starts = range(0, classes, width)
-    parts = []
-    for start in starts:
-        first = min(start, classes - width)
-        part = terms(z[..., first : first + width])
-        if first < start:
-            part = jnp.where(jnp.arange(width) < start - first, 0, part)
-        parts.append(part)
-    return _by_pairs(parts)
-
-
-def _narrow(lanes: Array) -> Array:
-    """A sixteenth of the lanes, whose number is a multiple of 16."""
-    width = lanes.shape[-1] // FEW_CLASSES
-    return _by_pairs(lanes[..., s * width :][..., :width] for s in range(FEW_CLASSES))
-
-
-def _narrowed(lanes: Array) -> tuple[Array, Array]:
-    """All lanes to one sum."""
+def _narrowed(lanes: Array, read: Read | None = None) -> tuple[Array, Array]:
+    """What is read in all lanes as one sum."""
     while lanes.shape[-1] > FEW_CLASSES:
-        lanes = _folded(lambda part: part, lanes, FEW_CLASSES)
-    return _added(_columns(lanes))
+        lanes, read = _folded(lanes, FEW_CLASSES, read), None
+    return _added(_columns(lanes if read is None else read(lanes)))
+
+
+def _folded(lanes: Array, slices: int, read: Read | None = None) -> Array:
+    """What is read in slices of the lanes, added up.
+
+    Reading comes last: XLA for CPU makes lanes again for each way to read all of them.
+    """
+    parts = sliced(lanes, slices)
+    if read is not None:
+        parts = [(read(part), new) for part, new in parts]
+    return by_pairs([p if new is None else jnp.where(new, p, 0) for p, new in parts])
 
 
 def _added(terms: Sequence[Array]) -> tuple[Array, Array]:
@@ -195,18 +213,6 @@ def _add(a: Array, b: Array) -> tuple[Array, Array]:
     """two_sum, in which infinite sums lose nothing."""
     total, rounding = two_sum(a, b)
     return total, jnp.where(jnp.isfinite(total), rounding, 0)
-
-
-def _by_pairs(terms: Iterable[Array]) -> Array:
-    terms = list(terms)
-    while len(terms) > 1:
-        pairs = [terms[i : i + 2] for i in range(0, len(terms), 2)]
-        terms = [functools.reduce(operator.add, pair) for pair in pairs]
-    return terms[0]
-
-
-def _multiple(n: int, of: int) -> int:
-    return n // of * of
 
 
 def _exact_sum(terms: Array) -> Array:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_softmax import _linear_tiles as tiles
+from jax_softmax._entries import is_column
 from jax_softmax._linear_rows import Measured, Rows, losses, measured, over_devices
 from jax_softmax._linear_tiles import Head, Index, Layer
 from jax_softmax._partition import shifted_exp
@@ -192,8 +193,7 @@ def _at_label(
     head: Head, layer: Layer, of: Cotangents, dz: Array, start: Index
 ) -> Array:
     """The cotangents of a tile, those of labels put right and of dropped rows 0."""
-    column = lax.broadcasted_iota(layer.labels.dtype, dz.shape, 1)
-    is_label = column == (layer.labels - start)[:, None]
+    is_label = is_column(dz, layer.labels - start)
     dz = jnp.where(is_label, of.at_label[:, None], dz)
     return dz if layer.keep is None else jnp.where(layer.keep[:, None], dz, 0)
 

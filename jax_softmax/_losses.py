@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Integer
 
 from jax_softmax import _checks as checks
-from jax_softmax._folds import row_entry
+from jax_softmax._entries import is_column, row_entry
 from jax_softmax._partition import (
     complement,
     gap,
@@ -255,12 +255,10 @@ def nll_and_grad(
     z_label = shards.sum(checks.wide(at_label(z, column)))
     loss = jnp.where(known, gap(z_label, part.max) + log1p(part.tail), jnp.nan)
     sound = known & (part.max > -jnp.inf)
-    grad_at_label = jnp.where(sound, -complement(z_label, part), jnp.nan)[..., None]
-    # Products with 0 and 1, since XLA for CPU makes no vector loop of a choice.
-    here = _is(column, z)
-    label = jnp.where(here, 1, 0).astype(loss.dtype)
-    others = jnp.where(here, 0, 1).astype(loss.dtype)
-    return loss, others * probs + label * grad_at_label
+    # A product, since XLA for CPU makes no vector loop of a choice.
+    grad = probs * jnp.where(sound, 1, jnp.nan).astype(probs.dtype)[..., None]
+    grad_at_label = jnp.where(sound, -complement(z_label, part), jnp.nan)
+    return loss, jnp.where(is_column(z, column), grad_at_label[..., None], grad)
 
 
 @nll_and_grad.defjvp
@@ -268,7 +266,7 @@ def _nll_and_grad_jvp(shards, primals, tangents):
     """d loss = sum grad dz;  d grad = p ((dz - dz[y]) - d loss)."""
     (z, labels), (dz, _) = primals, tangents
     (loss, grad), dz = nll_and_grad(z, labels, shards), checks.wide(dz)
-    here = _is(shards.column(labels), z)
+    here = is_column(z, shards.column(labels))
     d_loss = shards.sum((grad * dz).sum(-1))
     probs = jnp.where(here, jnp.exp(-loss)[..., None], grad)
     d_from_label = dz - shards.sum(jnp.where(here, dz, 0).sum(-1))[..., None]
@@ -289,10 +287,6 @@ def known_label(
     """Which labels name a class, and a column that is safe to read for every row."""
     known = (labels >= 0) & (labels < classes)
     return known, jnp.where(known, labels, 0).astype(jnp.int32)
-
-
-def _is(column: Array, z: Array) -> Array:
-    return jnp.arange(z.shape[-1], dtype=column.dtype) == column[..., None]
 
 
 def kept_rows(logits: Array, where: ArrayLike | None) -> tuple[Array, Array]:

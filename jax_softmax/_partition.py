@@ -15,6 +15,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from jax_softmax import _checks as checks
+from jax_softmax._entries import FEW_CLASSES, once
 from jax_softmax._exponential import (
     RAISED,
     raised_exp,
@@ -25,7 +26,7 @@ from jax_softmax._exponential import (
     two_product,
     two_sum,
 )
-from jax_softmax._folds import FEW_CLASSES, once, row_sum, stored_sum
+from jax_softmax._folds import others_sum, row_sum, stored_sum
 from jax_softmax._shards import Shards
 
 LOG2_LOW = {32: -1.904654e-09, 64: 2.319047e-17}  # log(2) less what its type holds
@@ -76,19 +77,16 @@ def partition(z: Float[Array, "*batch classes"]) -> Partition:
         return partition_and_exp(z)[0]
     top = checks.wide(z.max(-1, keepdims=True))
     scale = row_scale(top)
-
-    def terms(z: Array) -> Array:
-        """The tail's terms, and how many tops there are, added up as one number."""
-        exp, is_top = raised_exp(checks.wide(z), scale)
-        return lax.complex(
-            jnp.where(is_top, 0, exp), jnp.where(is_top, 1, 0).astype(exp.dtype)
-        )
-
-    high, low = (sums[..., None] for sums in row_sum(terms, z))
     factor, factor_low = row_factor(scale)
-    product, rounding = two_product(lax.real(high), factor)
-    rounding = rounding + (lax.real(high) * factor_low + lax.real(low) * factor)
-    return _partition(top, product + rounding, lax.imag(high))
+
+    def exp_and_top(part: Array) -> tuple[Array, Array]:
+        return raised_exp(checks.wide(part), scale)
+
+    sums = others_sum(exp_and_top, z, 2.0**RAISED / factor)
+    high, low, tops = (leaf[..., None] for leaf in sums)
+    product, rounding = two_product(high, factor)
+    rounding = rounding + (high * factor_low + low * factor)
+    return _partition(top, product + rounding, tops)
 
 
 def partition_and_exp(z: Float[Array, "*batch classes"]) -> tuple[Partition, Array]:
@@ -151,7 +149,7 @@ def complement(z: Array, p: Partition) -> Array:
 @jax.custom_jvp
 def total(terms: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
     """The sum of terms >= 0."""
-    high, low = row_sum(lambda part: part, terms)
+    high, low = row_sum(terms)
     return high + low
 
 

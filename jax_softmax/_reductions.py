@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from jax_softmax import _checks as checks
+from jax_softmax._entries import rounded
 from jax_softmax._partition import (
     Partition,
     complement,
@@ -210,7 +211,8 @@ def _rows(x: Array, where: Array | None, axes: tuple[int, ...]) -> _Rows:
     batch, reduced = moved.shape[: -len(axes)], moved.shape[-len(axes) :]
 
     def restore(rows: Array, dropped: float) -> Array:
-        out = jnp.moveaxis(rows.reshape(moved.shape), last, axes).astype(x.dtype)
+        rows = rounded(rows, x.dtype).reshape(moved.shape)
+        out = jnp.moveaxis(rows, last, axes)
         return out if where is None else jnp.where(where, out, dropped)
 
     return _Rows(moved.reshape(*batch, math.prod(reduced)), restore)

@@ -14,6 +14,7 @@ import pytest
 import reference as ref
 
 import jax_softmax as js
+from jax_softmax._entries import rounded
 
 pytestmark = pytest.mark.usefixtures("strict_types")
 
@@ -284,6 +285,28 @@ def test_half_precision_is_exact_for_the_rounded_logits(kind):
         assert ref.ulp_error(js.logsumexp(z), exact.lse).max() <= 2
         assert js.softmax(z).dtype == js.log_softmax(z).dtype == kind
         assert jax.grad(lambda z, y=y: js.cross_entropy(z, y).sum())(z).dtype == kind
+
+
+@pytest.mark.parametrize("n", [10, 1000])
+def test_bfloat16_results_are_float32_ones_rounded_to_even(n):
+    rng = np.random.default_rng(n)
+    z = jnp.asarray(rng.normal(0, 5, (512, n)).astype(np.float32), jnp.bfloat16)
+    for f in (js.softmax, js.log_softmax):
+        wide = np.asarray(f(z.astype(jnp.float32)))
+        np.testing.assert_array_equal(f(z), wide.astype(jnp.bfloat16))
+
+
+def test_rounding_to_bfloat16_is_that_of_the_type():
+    bits = np.random.default_rng(0).integers(0, 2**32, 200_000).astype(np.uint32)
+    ties = (bits & 0xFFFF0000) | 0x8000
+    special = np.array([0, np.inf, np.nan, 3.4028235e38, 1e-45], np.float32)
+    x = np.concatenate(
+        [bits.view(np.float32), ties.view(np.float32), special, -special]
+    )
+    got = jax.jit(lambda x: rounded(x, jnp.dtype("bfloat16")))(x)
+    with np.errstate(invalid="ignore"):  # NaN
+        want = x.astype(jnp.bfloat16)
+    np.testing.assert_array_equal(np.float32(got), np.float32(want))
 
 
 @pytest.mark.parametrize("n", [2, 10, 300])

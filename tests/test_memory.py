@@ -94,20 +94,27 @@ def test_no_intermediate_is_as_large_as_the_logits(function):
 
 @pytest.mark.parametrize("function", [lambda z, y: logsumexp(z), cross_entropy])
 @pytest.mark.parametrize(
-    ("rows", "classes", "megabytes"),
+    ("dtype", "rows", "classes", "megabytes"),
     [
-        (65536, 10, 0.8),
-        (8192, 1000, 9),
-        (1024, 50257, 1.35),
-        (64, 262144, 1.25),
-        (64, 2**20, 1.25),
+        ("float32", 65536, 10, 0.8),
+        ("bfloat16", 65536, 10, 2.7),  # ten widened logits a row
+        *(
+            (dtype, *case)
+            for dtype in ("float32", "bfloat16")
+            for case in (
+                (8192, 1000, 9),
+                (1024, 50257, 1.35),
+                (64, 262144, 1.25),
+                (64, 2**20, 1.25),
+            )
+        ),
     ],
 )
 def test_logits_are_reduced_in_memory_that_no_number_of_classes_adds_to(
-    function, rows, classes, megabytes
+    function, dtype, rows, classes, megabytes
 ):
     """A few numbers a row, and a slice of one tile where a row is many."""
-    z = jax.ShapeDtypeStruct((rows, classes), jnp.float32)
+    z = jax.ShapeDtypeStruct((rows, classes), dtype)
     y = jax.ShapeDtypeStruct((rows,), jnp.int32)
     memory = jax.jit(function).lower(z, y).compile().memory_analysis()
     assert memory.temp_size_in_bytes <= 1e6 * megabytes

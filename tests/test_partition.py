@@ -97,3 +97,17 @@ def test_lse_lies_between_the_maximum_and_log_n_above(row):
     lse = float(log_partition(whole(row)))
     top = float(row.max())
     assert top <= lse <= np.nextafter(np.float32(top + np.log(24)), np.float32(np.inf))
+
+
+@pytest.mark.parametrize("top", [0.0, 0.7, -80.0, 1e6, 3.4e38, np.inf])
+@pytest.mark.parametrize("classes", [16, 17, 1000, 1031, 5000])
+def test_tops_are_counted_wherever_they_stand(classes, top):
+    """Next to each other, a slice apart or everywhere, above -inf or finite logits."""
+    for tops in (slice(None, 3), slice(None, None, 128), slice(None)):
+        for rest in (-np.inf, -3e38):
+            row = np.full(classes, rest, np.float32)
+            row[tops] = top
+            ties = len(row[tops]) - 1
+            found = whole(row)
+            assert found.max == np.float32(top)
+            assert ref.ulp_error(found.tail, ref.exact(np.float64(ties))) <= 2
