@@ -120,8 +120,8 @@ def raised_exp(
     least = (scale.exponent + (kind.minexp - 1 - RAISED)) * math.log(2)
     high = jnp.where(high < least, least, high)  # so that a NaN stays
     bias = _bias(RAISED - scale.exponent)
-    biased = lax.stop_gradient(high * (1 / math.log(2)) + bias)  # a whole number
-    k = biased - bias
+    biased = lax.stop_gradient(high * (1 / math.log(2)) + bias)
+    k = (_bits(biased) - _bits(bias)).astype(z.dtype)  # XLA makes (x + c) - c to x
     reduced, rest = high - k * _SHORT[kind.bits], k * _REST[kind.bits]
     r = reduced - rest
     rounding = 0.0 if low is None else ((reduced - r) - rest) + low
@@ -185,7 +185,9 @@ def _bias(raised: Array) -> Array:
 
 def _power_of_two(biased: Array) -> Array:
     """2^k for whole numbers k + bias; 0 from the smallest normal number down."""
-    kind = jnp.finfo(biased.dtype)
-    whole = jnp.int32 if kind.bits == 32 else jnp.int64
-    exponent = lax.bitcast_convert_type(biased, whole) << kind.nmant
+    exponent = _bits(biased) << jnp.finfo(biased.dtype).nmant
     return lax.bitcast_convert_type(exponent, biased.dtype)
+
+
+def _bits(x: Array) -> Array:
+    return lax.bitcast_convert_type(x, f"int{jnp.finfo(x.dtype).bits}")

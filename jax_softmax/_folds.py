@@ -76,9 +76,9 @@ def _others_in_lanes(exp_and_top: ExpAndTop, top_exp: Array, slices: Slices) -> 
         exp, is_top = exp_and_top(part)
         exps.append(jnp.where(is_top if new is None else is_top | ~new, 0, exp))
         tops.append((is_top if new is None else is_top & new).astype(jnp.int32))
-    count = by_pairs(tops)
+    count = _by_pairs(tops)
     more = jnp.maximum(count - 1, 0).astype(top_exp.dtype)
-    others = by_pairs(exps) + more * top_exp
+    others = _by_pairs(exps) + more * top_exp
     return jnp.where(count > 0, -others, others)
 
 
@@ -92,8 +92,7 @@ def _tile_by_tile(lanes_of: Callable[[Slices], Array], z: Array) -> Sums:
     width = max(least, TILE // rows // SLICES // least * least)
     tiles = classes // (SLICES * width)
     if tiles <= 1:
-        lanes = lanes_of(sliced(z, SLICES))
-        return _counted(lanes)
+        return _counted(lanes_of(_sliced(z, SLICES)))
 
     def add_tile(index: Array, sums: Sums) -> Sums:
         # Or XLA for CPU widens all of z, where it has 16 bits, before the loop.
@@ -101,7 +100,7 @@ def _tile_by_tile(lanes_of: Callable[[Slices], Array], z: Array) -> Sums:
         starts = [start + s * width for s in range(SLICES)]
         slices = [lax.dynamic_slice_in_dim(row, s, width, -1) for s in starts]
         lanes = lanes_of([(part, None) for part in slices])
-        # A reduction, without one XLA for CPU (0.12) runs the loop on a single core.
+        # Reduced, since XLA for CPU has one core for a loop without any reduction.
         others = abs(lanes).reshape(*z.shape[:-1], -1, FEW_CLASSES).sum(-1)
         total, rounding = _add(sums[0], others)
         return total, sums[1] + rounding, sums[2] + _sixteenth(_tops(lanes))
@@ -121,6 +120,8 @@ def _tile_by_tile(lanes_of: Callable[[Slices], Array], z: Array) -> Sums:
 
 
 def _counted(lanes: Array) -> Sums:
+    """All lanes, in one pass over them."""
+
     def as_one_number(lanes: Array) -> Array:
         return lax.complex(abs(lanes), _tops(lanes))
 
@@ -136,10 +137,10 @@ def _sixteenth(lanes: Array) -> Array:
     """A sixteenth of the lanes, whose number is a multiple of 16."""
     width = lanes.shape[-1] // FEW_CLASSES
     starts = range(0, lanes.shape[-1], width)
-    return by_pairs([lanes[..., start : start + width] for start in starts])
+    return _by_pairs([lanes[..., start : start + width] for start in starts])
 
 
-def sliced(rows: Array, slices: int) -> Slices:
+def _sliced(rows: Array, slices: int) -> Slices:
     """The last axis in slices of one width.
 
     The last one overlaps the one before, and is new only beyond it.
@@ -155,7 +156,7 @@ def sliced(rows: Array, slices: int) -> Slices:
     return found
 
 
-def by_pairs(terms: Sequence[Array]) -> Array:
+def _by_pairs(terms: Sequence[Array]) -> Array:
     while len(terms) > 1:
         pairs = [terms[i : i + 2] for i in range(0, len(terms), 2)]
         terms = [reduce(operator.add, pair) for pair in pairs]
@@ -189,10 +190,10 @@ def _folded(lanes: Array, slices: int, read: Read | None = None) -> Array:
 
     Reading comes last: XLA for CPU makes lanes again for each way to read all of them.
     """
-    parts = sliced(lanes, slices)
+    parts = _sliced(lanes, slices)
     if read is not None:
         parts = [(read(part), new) for part, new in parts]
-    return by_pairs([p if new is None else jnp.where(new, p, 0) for p, new in parts])
+    return _by_pairs([p if new is None else jnp.where(new, p, 0) for p, new in parts])
 
 
 def _added(terms: Sequence[Array]) -> tuple[Array, Array]:

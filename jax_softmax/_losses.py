@@ -255,7 +255,7 @@ def nll_and_grad(
     z_label = shards.sum(checks.wide(at_label(z, column)))
     loss = jnp.where(known, gap(z_label, part.max) + log1p(part.tail), jnp.nan)
     sound = known & (part.max > -jnp.inf)
-    # A product, since XLA for CPU makes no vector loop of a choice.
+    # NaN by a product, since XLA for CPU makes no vector loop of a choice by rows.
     grad = probs * jnp.where(sound, 1, jnp.nan).astype(probs.dtype)[..., None]
     grad_at_label = jnp.where(sound, -complement(z_label, part), jnp.nan)
     return loss, jnp.where(is_column(z, column), grad_at_label[..., None], grad)
