@@ -79,7 +79,7 @@ def _reduced(z: Array, shift: Array, raised: int) -> tuple[Array, Array, Array]:
     low = low - k * _REST[kind.bits]
     r = reduced + low
     low = (reduced - r) + low
-    return r, low, _power_of_two(k + _bias(jnp.asarray(raised, z.dtype)))
+    return r, low, _power_of_two(k, jnp.asarray(raised, z.dtype))
 
 
 class RowScale(NamedTuple):
@@ -119,13 +119,11 @@ def raised_exp(
     is_top = high >= scale.attained
     least = (scale.exponent + (kind.minexp - 1 - RAISED)) * math.log(2)
     high = jnp.where(high < least, least, high)  # so that a NaN stays
-    bias = _bias(RAISED - scale.exponent)
-    biased = lax.stop_gradient(high * (1 / math.log(2)) + bias)
-    k = (_bits(biased) - _bits(bias)).astype(z.dtype)  # XLA makes (x + c) - c to x
+    k = jnp.round(high * (1 / math.log(2)))
     reduced, rest = high - k * _SHORT[kind.bits], k * _REST[kind.bits]
     r = reduced - rest
     rounding = 0.0 if low is None else ((reduced - r) - rest) + low
-    return _exp(r, rounding) * _power_of_two(biased), is_top
+    return _exp(r, rounding) * _power_of_two(k, RAISED - scale.exponent), is_top
 
 
 def row_factor(scale: RowScale) -> tuple[Array, Array]:
@@ -174,20 +172,13 @@ def _curve(r: Array) -> Array:
     return curve
 
 
-def _bias(raised: Array) -> Array:
-    """What _power_of_two wants added to k for 2^(k + raised).
+def _power_of_two(k: Array, raised: Array) -> Array:
+    """2^(k + raised) for whole numbers; 0 from the smallest normal number down.
 
     Added to 1.5 * 2^nmant, a whole number stands in the low bits of the sum.
     """
-    kind = jnp.finfo(raised.dtype)
-    return raised + (1.5 * 2.0**kind.nmant + 1 - kind.minexp)
-
-
-def _power_of_two(biased: Array) -> Array:
-    """2^k for whole numbers k + bias; 0 from the smallest normal number down."""
-    exponent = _bits(biased) << jnp.finfo(biased.dtype).nmant
-    return lax.bitcast_convert_type(exponent, biased.dtype)
-
-
-def _bits(x: Array) -> Array:
-    return lax.bitcast_convert_type(x, f"int{jnp.finfo(x.dtype).bits}")
+    kind = jnp.finfo(k.dtype)
+    whole = jnp.int32 if kind.bits == 32 else jnp.int64
+    biased = k + (raised + (1.5 * 2.0**kind.nmant + 1 - kind.minexp))
+    exponent = lax.bitcast_convert_type(biased, whole) << kind.nmant
+    return lax.bitcast_convert_type(exponent, k.dtype)
