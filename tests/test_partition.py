@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from jax_softmax import softmax
+from jax_softmax._exponential import raised_exp, row_scale
 from jax_softmax._partition import (
     RAISED,
     Partition,
@@ -120,3 +121,19 @@ def test_logits_that_the_compiler_knows_give_the_same(classes):
     logits = jnp.asarray(-(row**2) / 2)
     for found in (partition(logits), jax.jit(lambda: partition(logits))()):
         close(found, whole(logits))
+
+
+@pytest.mark.parametrize("top", [0.0, -1.7, 50.0, -80.0, 150.0, 1e6])
+@pytest.mark.parametrize(("low", "bound"), [(0.0, 0.9), (None, 1.1)])
+def test_exponentials_of_a_row_before_they_are_scaled(top, low, bound):
+    rng = np.random.default_rng(0)
+    below = np.concatenate([rng.exponential(size, 50_000) for size in (0.01, 1, 20)])
+    z = (top - below).astype(np.float32)
+    scale = row_scale(jnp.full(1, top, jnp.float32))
+    low = None if low is None else jnp.full(1, low)
+    found, is_top = jax.jit(lambda z: raised_exp(z, scale, low))(z)
+    np.testing.assert_array_equal(is_top, z == np.float32(top))
+    pivot, exponent = (np.longdouble(part[0]) for part in (scale.pivot, scale.exponent))
+    high = np.exp(z - pivot) * np.exp2(RAISED - exponent)
+    exact = ref.Exact(np.float64(high), np.float64(high - np.float64(high)))
+    assert ref.ulp_error(found, exact).max() <= bound
