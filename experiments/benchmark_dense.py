@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -20,7 +19,7 @@ from jax import lax
 from matplotlib.figure import Figure
 
 import jax_softmax
-from experiments import report
+from experiments import report, torch_peer
 from experiments.command import above_zero, make_folder, results_folder
 from experiments.measure import (
     Contender,
@@ -42,8 +41,16 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "64 x 262144": (64, 262144),
     "1 x 10000000": (1, 10_000_000),
 }
+SHAPES_ON_A_GPU: dict[str, tuple[int, ...]] = {
+    "8388608 x 10": (8388608, 10),
+    "131072 x 1000": (131072, 1000),
+    "2048 x 50257": (2048, 50257),
+}
+"""Large enough that the time until a call reaches the card does not count."""
 REPEATS = {"256 x 10": 200, "4096 x 10": 50}
 """Small shapes run inside a compiled loop, so that dispatch does not count."""
+
+COMPARED = 10_000_000  # numbers of each result
 
 
 @dataclass(frozen=True)
@@ -107,9 +114,9 @@ def torch_functions(z: np.ndarray, y: np.ndarray, dtype: str) -> dict[str, Conte
     """The same in torch, eager, on tensors of their own."""
     torch: Any = import_module("torch")  # a peer, only where it is installed
 
-    logits = torch.tensor(z).to(getattr(torch, dtype))
-    labels = torch.tensor(y, dtype=torch.int64)
-    leaf = logits.clone().requires_grad_()
+    logits = torch_peer.tensor(z, dtype)
+    labels = torch_peer.tensor(y, "int64")
+    leaf = torch_peer.tensor(z, dtype, differentiated=True)
     nn = torch.nn.functional
     flat = (-1, logits.shape[-1])
 
@@ -121,13 +128,12 @@ def torch_functions(z: np.ndarray, y: np.ndarray, dtype: str) -> dict[str, Conte
         rows = nn.cross_entropy(logits.view(flat), labels.view(-1), reduction="none")
         return rows.view(labels.shape)
 
-    with_grad = value_and_grad
     return {
-        "logsumexp": Contender(lambda: torch.logsumexp(logits, -1)),
-        "softmax": Contender(lambda: torch.softmax(logits, -1)),
-        "log_softmax": Contender(lambda: torch.log_softmax(logits, -1)),
-        "cross_entropy": Contender(losses),
-        "value and grad": Contender(with_grad),
+        "logsumexp": torch_peer.contender(lambda: torch.logsumexp(logits, -1)),
+        "softmax": torch_peer.contender(lambda: torch.softmax(logits, -1)),
+        "log_softmax": torch_peer.contender(lambda: torch.log_softmax(logits, -1)),
+        "cross_entropy": torch_peer.contender(losses),
+        "value and grad": torch_peer.contender(value_and_grad),
     }
 
 
@@ -166,7 +172,9 @@ def run(settings: Settings) -> None:
     out = results_folder("dense", settings.out, quick=settings.quick)
     make_folder(out)
     rows = []
-    shapes = dict(list(SHAPES.items())[:3]) if settings.quick else SHAPES
+    shapes = SHAPES_ON_A_GPU if jax.default_backend() == "gpu" else SHAPES
+    if settings.quick:
+        shapes = dict(list(SHAPES.items())[:3])
     seconds = 0.1 if settings.quick else settings.seconds
     for dtype in ("float32", "bfloat16"):
         for shape_name, shape in shapes.items():
@@ -220,15 +228,15 @@ def measured(
 ) -> list[dict[str, Any]]:
     """A row for each function at this shape and type."""
     random = np.random.default_rng(0)
-    numbers = random.normal(size=shape).astype(np.float32)
+    numbers = random.standard_normal(shape, np.float32)
     ids = random.integers(0, shape[-1], shape[:-1]).astype(np.int32)
     z, y = jnp.asarray(numbers, dtype), jnp.asarray(ids)
     sources = {name: jax_functions(name) for name in (OURS, "jax")}
     repeats = REPEATS.get(shape_name, 1)
     eager: dict[str, dict[str, Contender]] = {}
-    if repeats == 1 and find_spec("torch"):
+    if repeats == 1 and torch_peer.INSTALLED:
         eager["torch"] = torch_functions(np.asarray(z, np.float32), ids, dtype)
-    if repeats == 1 and dtype == "float32":
+    if repeats == 1 and dtype == "float32" and jax.default_backend() == "cpu":
         eager["scipy"] = scipy_functions(numbers)
 
     rows = []
@@ -270,9 +278,7 @@ def check_agreement(
 
 def _numbers(result: Any) -> np.ndarray:
     last = result[-1] if isinstance(result, tuple) else result
-    if hasattr(last, "detach"):
-        last = last.detach().float().numpy()
-    return np.asarray(last, np.float32)
+    return torch_peer.numbers(last.reshape(-1)[:COMPARED])
 
 
 def _maybe_looped(function: Function, repeats: int) -> Function:

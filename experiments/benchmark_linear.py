@@ -1,18 +1,22 @@
 """The fused linear loss: value and both gradients of the mean, against its peers.
 
-Every contender has the same float32 x [tokens, features], weights and labels in memory
-and hands out the loss, dx and dw. Memory is what the compiler says it needs beyond
-those; torch has no such figure.
+Every contender has the same x [tokens, features], weights and labels in memory and
+hands out the loss, dx and dw. Memory is what the compiler says it needs beyond those;
+torch has no such figure. On a GPU:
+
+    XLA_PYTHON_CLIENT_PREALLOCATE=false python -m experiments.benchmark linear \
+        --shapes 16384x4096x128256 --dtype bfloat16 --gigabytes 75 --out FOLDER
 """
 
 import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +25,7 @@ import optax
 from jax import Array, lax
 from matplotlib.figure import Figure
 
-from experiments import report
+from experiments import report, torch_peer
 from experiments.command import BadInput, above_zero, make_folder, results_folder
 from experiments.measure import Contender, Timing, compiled, interleave, ratio
 from jax_softmax import mean_linear_cross_entropy
@@ -36,9 +40,10 @@ SHAPES = {
     "256x1024x262144": (256, 1024, 262144),
     "growth": (2048, 64, 0),
 }
+ON_A_GPU = {"16384x4096x128256": (16384, 4096, 128256)}
 QUICK = {"64x16x512": (64, 16, 512)}
 GROWTH = tuple(2**n for n in range(10, 21, 2))
-NEAR = 1e-4  # of the norm
+NEAR = {"float32": 1e-4, "bfloat16": 3e-2}  # of the norm
 SLOW = 30.0  # seconds: whoever takes longer is timed by the first call alone
 Shape = tuple[int, int, int]
 
@@ -54,7 +59,10 @@ class Settings:
     """Where linear.json and growth.png go; by default experiments/results/linear, with
     --quick runs/linear-quick."""
     shapes: tuple[str, ...] = tuple(SHAPES)
-    """Some of them; "growth" is 2^10 to 2^20 classes with 2048 tokens, 64 features."""
+    """Some of them; "growth" is 2^10 to 2^20 classes with 2048 tokens, 64 features, and
+    16384x4096x128256 is for GPUs."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of x and the weights."""
     seconds: float = 10.0
     """For all contenders of a shape together, after three rounds. One that takes over
     half a minute is timed by its first call alone."""
@@ -66,9 +74,10 @@ class Settings:
 
 def run(settings: Settings) -> None:
     """Measure, print, save."""
-    unknown = set(settings.shapes) - set(SHAPES)
+    known = SHAPES | ON_A_GPU
+    unknown = set(settings.shapes) - set(known)
     if unknown:
-        raise BadInput(f"--shapes {sorted(unknown)[0]} is none of {', '.join(SHAPES)}.")
+        raise BadInput(f"--shapes {sorted(unknown)[0]} is none of {', '.join(known)}.")
     above_zero(settings, "seconds", "gigabytes")
     out = results_folder("linear", settings.out, quick=settings.quick)
     make_folder(out)
@@ -76,16 +85,18 @@ def run(settings: Settings) -> None:
     rows = json.loads(path.read_text())["rows"] if path.is_file() else []
     for shape_name, shape in _wanted(settings):
         row = measured(shape, settings)
-        row |= {"shape": shape_name, "peers": peers(), "tokens": shape[0]}
-        row |= {"features": shape[1], "classes": shape[2]}
+        row |= {"shape": shape_name, "peers": peers(), "dtype": settings.dtype}
+        row |= dict(zip(("tokens", "features", "classes"), shape, strict=True))
         row["environment"] = report.environment()
         report.say(_line(row))
-        same = (shape_name, row["classes"], peers())
-        rows = [r for r in rows if (r["shape"], r["classes"], r["peers"]) != same]
-        rows.append(row)
+        rows = [r for r in rows if _identity(r) != _identity(row)] + [row]
         path.write_text(report.to_json({"rows": rows}))
     draw([r for r in rows if r["shape"] == "growth"], out / "growth.png")
     report.say(f"Files: {path}, {out / 'growth.png'}")
+
+
+def _identity(row: dict[str, Any]) -> list[Any]:
+    return [row[key] for key in ("shape", "classes", "peers", "dtype")]
 
 
 def peers() -> list[str]:
@@ -98,7 +109,7 @@ def _wanted(settings: Settings) -> Iterator[tuple[str, Shape]]:
         yield from QUICK.items()
         return
     for name in settings.shapes:
-        tokens, features, classes = SHAPES[name]
+        tokens, features, classes = (SHAPES | ON_A_GPU)[name]
         for count in GROWTH if name == "growth" else (classes,):
             yield name, (tokens, features, count)
 
@@ -111,11 +122,12 @@ def measured(shape: Shape, settings: Settings) -> dict[str, Any]:
     w = random.standard_normal((features, classes), np.float32)
     w /= np.float32(features**0.5)
     labels = random.integers(0, classes, tokens).astype(np.int32)
-    contenders = jax_contenders(x, w, labels)
-    if find_spec("torch"):
-        contenders |= torch_contenders(x, w, labels)
+    dtype = settings.dtype
+    contenders = jax_contenders(x, w, labels, dtype)
+    if torch_peer.INSTALLED:
+        contenders |= torch_contenders(x, w, labels, dtype)
     values = 2 * (tokens * features + features * classes)  # both arrays, both gradients
-    room = settings.gigabytes * 1e9 - 4 * values
+    room = settings.gigabytes * 1e9 - jnp.dtype(dtype).itemsize * values
     logits = 4 * tokens * classes
     need = {TORCH: 3 * logits}  # as measured; torch does not say
     memory = {n: c.temp_bytes for n, c in contenders.items()}
@@ -129,7 +141,7 @@ def measured(shape: Shape, settings: Settings) -> dict[str, Any]:
             f"--gigabytes {settings.gigabytes:g} is too little for {OURS} on "
             f"{tokens} x {features} x {classes}: give more."
         )
-    wrong, firsts = first_calls(fitting)
+    wrong, firsts = first_calls(fitting, NEAR[dtype])
     slow = {n: Timing(0.0, [s]) for n, s in firsts.items() if s > SLOW}
     rounds = {name: fitting[name] for name in fitting if name not in slow}
     seconds = 0.1 if settings.quick else settings.seconds
@@ -154,7 +166,7 @@ def measured(shape: Shape, settings: Settings) -> dict[str, Any]:
 
 
 def jax_contenders(
-    x: np.ndarray, w: np.ndarray, labels: np.ndarray
+    x: np.ndarray, w: np.ndarray, labels: np.ndarray, dtype: str
 ) -> dict[str, Contender]:
     losses: dict[str, Callable[..., Array]] = {
         OURS: mean_linear_cross_entropy,
@@ -167,7 +179,7 @@ def jax_contenders(
                 x, labels, w, reduction="mean", implementation="chunked_xla"
             )
         )
-    args = jnp.asarray(x), jnp.asarray(w), jnp.asarray(labels)
+    args = jnp.asarray(x, dtype), jnp.asarray(w, dtype), jnp.asarray(labels)
     found = {
         name: compiled(jax.value_and_grad(loss, (0, 1)), *args)
         for name, loss in losses.items()
@@ -188,30 +200,34 @@ def _three_matmuls(x: Array, w: Array, labels: Array) -> tuple[Array, Array, Arr
 
 
 def torch_contenders(
-    x: np.ndarray, w: np.ndarray, labels: np.ndarray
+    x: np.ndarray, w: np.ndarray, labels: np.ndarray, dtype: str
 ) -> dict[str, Contender]:
     torch: Any = import_module("torch")  # a peer, only where it is installed
-    features = torch.tensor(x, requires_grad=True)
-    weights = torch.tensor(w.T.copy(), requires_grad=True)  # its layout
-    ids = torch.tensor(labels, dtype=torch.int64)
+    functional = torch.nn.functional
+    features = torch_peer.tensor(x, dtype, differentiated=True)
+    weights = torch_peer.tensor(w.T.copy(), dtype, differentiated=True)  # its layout
+    ids = torch_peer.tensor(labels, "int64")
 
-    def with_options(options: Any) -> Contender:
+    def contender(loss: Callable[[], Any]) -> Contender:
         def value_and_gradients() -> Any:
-            loss = torch.nn.functional.linear_cross_entropy(
-                features, weights, ids, options=options
-            )
-            return loss, torch.autograd.grad(loss, (features, weights))
+            value = loss()
+            return value, torch.autograd.grad(value, (features, weights))
 
-        return Contender(value_and_gradients)
+        return torch_peer.contender(value_and_gradients)
 
+    if not hasattr(functional, "linear_cross_entropy"):  # torch before 2.13
+        product = partial(functional.linear, features, weights)
+        return {TORCH: contender(lambda: functional.cross_entropy(product(), ids))}
+    fused = partial(functional.linear_cross_entropy, features, weights, ids)
+    chunked = torch.nn.LinearCrossEntropyOptions()
     return {
-        TORCH: with_options(None),
-        TORCH_CHUNKED: with_options(torch.nn.LinearCrossEntropyOptions()),
+        TORCH: contender(fused),
+        TORCH_CHUNKED: contender(partial(fused, options=chunked)),
     }
 
 
 def first_calls(
-    contenders: dict[str, Contender],
+    contenders: dict[str, Contender], near: float
 ) -> tuple[dict[str, float], dict[str, float]]:
     """How far off those are that are not near, and the seconds of everyone but us.
 
@@ -228,16 +244,16 @@ def first_calls(
             float(np.linalg.norm(ours - theirs) / np.linalg.norm(ours))
             for ours, theirs in pairs
         )
-        if not apart < NEAR:
+        if not apart < near:
             found[name] = apart
     return found, seconds
 
 
 def _numbers(result: Any) -> tuple[np.ndarray, ...]:
     value, (dx, dw) = result
-    if hasattr(value, "detach"):
-        return value.detach().numpy(), dx.numpy(), dw.numpy().T
-    return np.asarray(value), np.asarray(dx), np.asarray(dw)
+    if not isinstance(dw, jax.Array):
+        dw = dw.T  # torch's layout
+    return tuple(torch_peer.numbers(array) for array in (value, dx, dw))
 
 
 def _line(row: dict[str, Any]) -> str:

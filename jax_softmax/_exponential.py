@@ -154,6 +154,18 @@ def two_product(a: Array, b: Array | float) -> tuple[Array, Array]:
     return high, ((a1 * b1 - high) + a1 * b2 + a2 * b1) + a2 * b2
 
 
+def quotient(
+    a: tuple[Array, Array | float], b: tuple[Array, Array | float]
+) -> tuple[Array, Array]:
+    """(a + a_low) / (b + b_low), as high + low: an H100 divides within 2 ULP only."""
+    high = a[0] / b[0]
+    product, product_low = two_product(high, b[0])
+    rest = ((a[0] - product) - product_low) + (a[1] - high * b[1])
+    low = rest / b[0]
+    total = high + low
+    return total, (high - total) + low
+
+
 def _exp(r: Array, low: Array | float) -> Array:
     return 1 + _expm1(r, low)
 

@@ -1,8 +1,9 @@
-"""Sums over a row in loops that XLA for CPU runs as vectors.
+"""Sums over a row that lose next to nothing, in loops that XLA runs as vectors.
 
-A reduction fused with more than a little arithmetic runs one number at a time there,
-and exponentials written out for it spill to memory. Slices of a row added up element
-by element are one vector loop, and what they leave is an eighth of the row.
+Accelerators add up pairs, a sum and what it has lost. XLA for CPU runs a reduction that
+is fused with more than a little arithmetic one number at a time, and exponentials
+written out for it spill to memory. There, slices of a row added up element by element
+are one vector loop, and what they leave is an eighth of the row.
 """
 
 import operator
@@ -33,15 +34,32 @@ def row_sum(terms: Array) -> tuple[Array, Array]:
     Equal terms add up without rounding, others by pairs.
     """
 
-    def fused(terms: Array) -> tuple[Array, Array]:
-        high = terms.sum(-1)
-        return high, jnp.zeros_like(high)
-
     def on_cpu(terms: Array) -> tuple[Array, Array]:
         few = terms.shape[-1] <= FEW_CLASSES
         return _narrowed(terms if few else _folded(terms, SLICES))
 
-    return lax.platform_dependent(terms, cpu=on_cpu, default=fused)
+    return lax.platform_dependent(terms, cpu=on_cpu, default=_sum_of_pairs)
+
+
+@jax.custom_jvp
+def _sum_of_pairs(terms: Array, *more: Array) -> tuple[Array, ...]:
+    """The sum over the last axis, and what it has lost: in any order an accelerator
+    likes. And the plain sums of more, on the way."""
+
+    def add(left: Sequence[Array], right: Sequence[Array]) -> tuple[Array, ...]:
+        total, rounding = _add(left[0], right[0])
+        lost, *rest = map(operator.add, left[1:], right[1:])
+        return total, rounding + lost, *rest
+
+    zero = np.zeros((), terms.dtype)
+    columns = terms, jnp.zeros_like(terms), *more
+    return lax.reduce(columns, (zero,) * len(columns), add, (terms.ndim - 1,))
+
+
+@_sum_of_pairs.defjvp
+def _sum_of_pairs_jvp(primals, tangents):
+    change, *more = (tangent.sum(-1) for tangent in tangents)
+    return _sum_of_pairs(*primals), (change, jnp.zeros_like(change), *more)
 
 
 def others_sum(exp_and_top: ExpAndTop, z: Array, top_exp: Array) -> Sums:
@@ -53,9 +71,8 @@ def others_sum(exp_and_top: ExpAndTop, z: Array, top_exp: Array) -> Sums:
 
     def fused(z: Array) -> Sums:
         exp, is_top = exp_and_top(z)
-        high = jnp.where(is_top, 0, exp).sum(-1)
-        tops = jnp.where(is_top, 1, 0).astype(exp.dtype).sum(-1)
-        return high, jnp.zeros_like(high), tops
+        tops = jnp.where(is_top, 1, 0).astype(exp.dtype)
+        return _sum_of_pairs(jnp.where(is_top, 0, exp), tops)
 
     def on_cpu(z: Array) -> Sums:
         traced_once = jax.jit(exp_and_top, inline=True)
@@ -163,19 +180,23 @@ def _by_pairs(terms: Sequence[Array]) -> Array:
     return terms[0]
 
 
-def stored_sum(terms: Array) -> tuple[Array, Array]:
-    """The terms >= 0, which a CPU keeps in memory, and their sum over the last axis."""
+def stored_sum(terms: Array, is_top: Array) -> tuple[Array, Array, Array]:
+    """The terms >= 0, which a CPU keeps in memory, their sum over the last axis, and
+    how many tops there are."""
 
-    def on_cpu(terms: Array) -> tuple[Array, Array]:
+    def on_cpu(terms: Array, is_top: Array) -> tuple[Array, Array, Array]:
+        tops = is_top.sum(-1).astype(terms.dtype)
         if terms.shape[-1] <= FEW_CLASSES:
-            return terms, operator.add(*_added(_columns(terms)))
+            return terms, operator.add(*_added(_columns(terms))), tops
         # In memory, or a product in them is fused into one part of _exact_sum only.
         terms = lax.optimization_barrier(terms)
-        return terms, _exact_sum(terms)
+        return terms, _exact_sum(terms), tops
 
-    return lax.platform_dependent(
-        terms, cpu=on_cpu, default=lambda terms: (terms, terms.sum(-1))
-    )
+    def fused(terms: Array, is_top: Array) -> tuple[Array, Array, Array]:
+        high, low, tops = _sum_of_pairs(terms, is_top.astype(terms.dtype))
+        return terms, high + low, tops
+
+    return lax.platform_dependent(terms, is_top, cpu=on_cpu, default=fused)
 
 
 def _narrowed(lanes: Array, read: Read | None = None) -> tuple[Array, Array]:

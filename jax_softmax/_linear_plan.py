@@ -20,7 +20,7 @@ Chunk = tuple[int, int]  # (tokens, classes)
 # What is kept of one chunk of tokens may take this on a CPU, and elsewhere.
 KEPT_BYTES = {True: 52 * 10**6, False: 2**29}
 TILE_ELEMENTS = 2**20  # on a CPU: a few such tiles stay in its cache
-WIDEST = {True: 1024, False: 2048}  # on a CPU, and elsewhere
+WIDEST = {True: 1024, False: 2560}  # on a CPU, and elsewhere
 MOST_IN_PLACE = 512  # tokens: with more, what a tile works on leaves the cache
 MOST_TOKENS = 1024  # of a chunk on a CPU whose logits are made again
 WORTH = 128  # features, more or less, whose products take as long as a number kept

@@ -159,7 +159,9 @@ def over(
         carry, stacked = lax.scan(lambda c, start: step(c, start, size), carry, starts)
     last = None
     if rest:
-        carry, last = step(carry, whole * size, rest)
+        # Not known while compiling, or XLA for a GPU writes all of what it adds to.
+        start = lax.optimization_barrier(jnp.asarray(whole * size))
+        carry, last = step(carry, start, rest)
     return carry, combine(stacked, last) if combine else None
 
 

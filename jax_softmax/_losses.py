@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int, Integer
 
 from jax_softmax import _checks as checks
 from jax_softmax._entries import is_column, row_entry
+from jax_softmax._exponential import quotient
 from jax_softmax._partition import (
     complement,
     gap,
@@ -197,7 +198,8 @@ def _cross_entropy(
     loss = nll_and_grad(z, jnp.where(keep, labels, 0), shards)[0]
     if smoothing:
         possible = z > -jnp.inf
-        share = smoothing / shards.sum(possible.sum(-1)).astype(loss.dtype)
+        count = shards.sum(possible.sum(-1)).astype(loss.dtype)
+        share, _ = quotient((jnp.full_like(count, smoothing), 0), (count, 0))
         nll = jnp.where(possible, -normalized(z, shards).log_probs, 0)
         scale = 2.0**-24  # exact, and the sum of the largest numbers stays finite
         spread = shards.sum(total(nll * scale))

@@ -18,6 +18,7 @@ from jax_softmax import _checks as checks
 from jax_softmax._entries import FEW_CLASSES, once
 from jax_softmax._exponential import (
     RAISED,
+    quotient,
     raised_exp,
     row_factor,
     row_scale,
@@ -95,12 +96,11 @@ def partition_and_exp(z: Float[Array, "*batch classes"]) -> tuple[Partition, Arr
     top = z.max(-1, keepdims=True)
     is_top = z == top
     terms = jnp.where(is_top, 0, shifted_exp(z, top, raised=RAISED))
-    terms, raised_sum = stored_sum(terms)
-    tops = is_top.sum(-1, keepdims=True).astype(z.dtype)
+    terms, raised_sum, tops = stored_sum(terms, is_top)
     moved = (z - lax.stop_gradient(z)) - (top - lax.stop_gradient(top))
     at_top = 1 + jnp.where(jnp.isfinite(top), moved, 0)  # 1, and its derivative
     exp = jnp.where(is_top, at_top, terms * 2.0**-RAISED)
-    return _partition(top, raised_sum[..., None], tops), exp
+    return _partition(top, raised_sum[..., None], tops[..., None]), exp
 
 
 def partition_and_probability(
@@ -112,9 +112,8 @@ def partition_and_probability(
         shards = None
     if z.shape[-1] <= FEW_CLASSES and shards is None:
         part, exp = partition_and_exp(z)
-        total, rounding = two_sum(part.tail, jnp.ones_like(part.tail))
-        ratio = exp / total[..., None]
-        return part, ratio - ratio * (rounding / total)[..., None]
+        column = Partition(*(leaf[..., None] for leaf in part))
+        return part, _share(exp, column)
     part = partition(z)
     if shards is not None:
         part = merge(shards.each(part))
@@ -124,26 +123,36 @@ def partition_and_probability(
 
 def _probability(z: Array, p: Partition) -> Array:
     """exp(z - max) / (1 + tail)."""
-    scale, total = row_scale(p.max), two_sum(p.tail, jnp.ones_like(p.tail))
-    ratio, low = _quotient(row_factor(scale), total)
+    scale, total = row_scale(p.max), _total(p)
+    ratio, low = quotient(row_factor(scale), total)
     exp, is_top = raised_exp(z, scale, low / ratio)
-    return jnp.where(is_top, 1 / total[0], exp * (ratio * 2.0**-RAISED))
-
-
-def _quotient(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
-    """(a + a_low) / (b + b_low), as the rounded quotient and its rounding."""
-    quotient = a[0] / b[0]
-    product, product_low = two_product(quotient, b[0])
-    rest = ((a[0] - product) - product_low) + (a[1] - quotient * b[1])
-    return quotient, rest / b[0]
+    return jnp.where(is_top, _share(jnp.ones_like(p.tail), p), exp * (ratio * 2.0**-RAISED))
 
 
 def complement(z: Array, p: Partition) -> Array:
     """1 - probability, with nothing cancelled: the other terms' sum over 1 + tail."""
-    total, rounding = two_sum(p.tail, jnp.ones_like(p.tail))
     others = jnp.where(z == p.max, p.tail, 1 + (p.tail - shifted_exp(z, p.max)))
-    ratio = others / total
-    return ratio - ratio * (rounding / total)
+    return _share(others, p)
+
+
+def _share(terms: Array, p: Partition) -> Array:
+    """terms / (1 + tail). A CPU divides exactly; others multiply by the inverse."""
+
+    def divided(terms: Array, total: Array, low: Array) -> Array:
+        ratio = terms / total
+        return ratio - ratio * (low / total)
+
+    def multiplied(terms: Array, *total: Array) -> Array:
+        inverse, low = quotient((jnp.ones_like(total[0]), 0), total)
+        return terms * inverse + terms * low
+
+    on = lax.platform_dependent
+    return on(terms, *_total(p), cpu=divided, default=multiplied)
+
+
+def _total(p: Partition) -> tuple[Array, Array]:
+    """1 + tail, as high + low."""
+    return two_sum(p.tail, jnp.ones_like(p.tail))
 
 
 @jax.custom_jvp
@@ -170,7 +179,7 @@ def merge(parts: Partition) -> Partition:
     top = jnp.where(leads, parts.max, 0).sum(0)
     exp, exp_low = shifted_exp_and_rest(parts.max, top, raised=RAISED)
     exp, exp_low = (jnp.where(leads, 0, part) for part in (exp, exp_low))
-    weight, weight_low = two_sum(parts.tail, jnp.ones_like(parts.tail))
+    weight, weight_low = _total(parts)
     high, low = two_product(weight, exp)
     low = low + (weight_low * exp + weight * exp_low)
     high = jnp.where(leads, parts.raised_tail, high)
