@@ -38,28 +38,35 @@ def row_sum(terms: Array) -> tuple[Array, Array]:
         few = terms.shape[-1] <= FEW_CLASSES
         return _narrowed(terms if few else _folded(terms, SLICES))
 
-    return lax.platform_dependent(terms, cpu=on_cpu, default=_sum_of_pairs)
+    def fused(terms: Array) -> tuple[Array, Array]:
+        return _sum_of_pairs(terms)[:2]
+
+    return lax.platform_dependent(terms, cpu=on_cpu, default=fused)
 
 
 @jax.custom_jvp
-def _sum_of_pairs(terms: Array, *more: Array) -> tuple[Array, ...]:
-    """The sum over the last axis, and what it has lost: in any order an accelerator
-    likes. And the plain sums of more, on the way."""
+def _sum_of_pairs(terms: Array) -> Sums:
+    """The sum over the last axis of the terms >= 0, what it has lost, and how many
+    terms are negative: in any order an accelerator likes.
 
-    def add(left: Sequence[Array], right: Sequence[Array]) -> tuple[Array, ...]:
-        total, rounding = _add(left[0], right[0])
-        lost, *rest = map(operator.add, left[1:], right[1:])
-        return total, rounding + lost, *rest
+    One array goes in, or XLA for a GPU writes out what two have in common.
+    """
 
-    zero = np.zeros((), terms.dtype)
-    columns = terms, jnp.zeros_like(terms), *more
-    return lax.reduce(columns, (zero,) * len(columns), add, (terms.ndim - 1,))
+    def add(left: Sums, right: Sums) -> Sums:
+        total, rounding = _add(jnp.maximum(left[0], 0), jnp.maximum(right[0], 0))
+        one, other = (jnp.where(sums[0] < 0, 1, 0) for sums in (left, right))
+        count = (left[2] + right[2]) + (one + other).astype(total.dtype)
+        return total, rounding + (left[1] + right[1]), count
+
+    zero, zeros = np.zeros((), terms.dtype), jnp.zeros_like(terms)
+    return lax.reduce((terms, zeros, zeros), (zero,) * 3, add, (terms.ndim - 1,))
 
 
 @_sum_of_pairs.defjvp
 def _sum_of_pairs_jvp(primals, tangents):
-    change, *more = (tangent.sum(-1) for tangent in tangents)
-    return _sum_of_pairs(*primals), (change, jnp.zeros_like(change), *more)
+    change = jnp.where(primals[0] < 0, 0, tangents[0]).sum(-1)
+    zeros = jnp.zeros_like(change)
+    return _sum_of_pairs(*primals), (change, zeros, zeros)
 
 
 def others_sum(exp_and_top: ExpAndTop, z: Array, top_exp: Array) -> Sums:
@@ -71,8 +78,7 @@ def others_sum(exp_and_top: ExpAndTop, z: Array, top_exp: Array) -> Sums:
 
     def fused(z: Array) -> Sums:
         exp, is_top = exp_and_top(z)
-        tops = jnp.where(is_top, 1, 0).astype(exp.dtype)
-        return _sum_of_pairs(jnp.where(is_top, 0, exp), tops)
+        return _sum_of_pairs(jnp.where(is_top, -1, exp))
 
     def on_cpu(z: Array) -> Sums:
         traced_once = jax.jit(exp_and_top, inline=True)
@@ -193,7 +199,7 @@ def stored_sum(terms: Array, is_top: Array) -> tuple[Array, Array, Array]:
         return terms, _exact_sum(terms), tops
 
     def fused(terms: Array, is_top: Array) -> tuple[Array, Array, Array]:
-        high, low, tops = _sum_of_pairs(terms, is_top.astype(terms.dtype))
+        high, low, tops = _sum_of_pairs(jnp.where(is_top, -1, terms))
         return terms, high + low, tops
 
     return lax.platform_dependent(terms, is_top, cpu=on_cpu, default=fused)

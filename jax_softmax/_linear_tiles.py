@@ -159,10 +159,15 @@ def over(
         carry, stacked = lax.scan(lambda c, start: step(c, start, size), carry, starts)
     last = None
     if rest:
-        # Not known while compiling, or XLA for a GPU writes all of what it adds to.
-        start = lax.optimization_barrier(jnp.asarray(whole * size))
-        carry, last = step(carry, start, rest)
+        carry, last = step(carry, _not_known(whole * size), rest)
     return carry, combine(stacked, last) if combine else None
+
+
+def _not_known(start: int) -> Array:
+    """Where a piece starts, not known while compiling for accelerators: XLA for a GPU
+    would write all of the array that the piece is added to."""
+    barrier = lax.optimization_barrier
+    return lax.platform_dependent(start, cpu=jnp.asarray, default=barrier)
 
 
 def deals(head: Head, tokens: int) -> int:

@@ -126,7 +126,9 @@ def _probability(z: Array, p: Partition) -> Array:
     scale, total = row_scale(p.max), _total(p)
     ratio, low = quotient(row_factor(scale), total)
     exp, is_top = raised_exp(z, scale, low / ratio)
-    return jnp.where(is_top, _share(jnp.ones_like(p.tail), p), exp * (ratio * 2.0**-RAISED))
+    return jnp.where(
+        is_top, _share(jnp.ones_like(p.tail), p), exp * (ratio * 2.0**-RAISED)
+    )
 
 
 def complement(z: Array, p: Partition) -> Array:
@@ -142,9 +144,9 @@ def _share(terms: Array, p: Partition) -> Array:
         ratio = terms / total
         return ratio - ratio * (low / total)
 
-    def multiplied(terms: Array, *total: Array) -> Array:
-        inverse, low = quotient((jnp.ones_like(total[0]), 0), total)
-        return terms * inverse + terms * low
+    def multiplied(terms: Array, total: Array, low: Array) -> Array:
+        inverse, rest = quotient((jnp.ones_like(total), 0), (total, low))
+        return terms * inverse + terms * rest
 
     on = lax.platform_dependent
     return on(terms, *_total(p), cpu=divided, default=multiplied)
