@@ -39,34 +39,38 @@ def row_sum(terms: Array) -> tuple[Array, Array]:
         return _narrowed(terms if few else _folded(terms, SLICES))
 
     def fused(terms: Array) -> tuple[Array, Array]:
-        return _sum_of_pairs(terms)[:2]
+        return _sum_of_pairs(terms, False)[:2]
 
     return lax.platform_dependent(terms, cpu=on_cpu, default=fused)
 
 
-@jax.custom_jvp
-def _sum_of_pairs(terms: Array) -> Sums:
-    """The sum over the last axis of the terms >= 0, what it has lost, and how many
-    terms are negative: in any order an accelerator likes.
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _sum_of_pairs(terms: Array, marked: bool) -> Sums:
+    """The sum over the last axis and what it has lost, in any order an accelerator
+    likes. Where some are marked, by being negative, they are not added but counted.
 
     One array goes in, or XLA for a GPU writes out what two have in common.
     """
 
     def add(left: Sums, right: Sums) -> Sums:
-        total, rounding = _add(jnp.maximum(left[0], 0), jnp.maximum(right[0], 0))
-        one, other = (jnp.where(sums[0] < 0, 1, 0) for sums in (left, right))
-        count = (left[2] + right[2]) + (one + other).astype(total.dtype)
-        return total, rounding + (left[1] + right[1]), count
+        (one, lost, count), (other, more_lost, more) = left, right
+        if marked:
+            marks = jnp.where(one < 0, 1, 0) + jnp.where(other < 0, 1, 0)
+            more = more + marks.astype(more.dtype)
+            one, other = jnp.maximum(one, 0), jnp.maximum(other, 0)
+        total, rounding = _add(one, other)
+        return total, rounding + (lost + more_lost), count + more
 
     zero, zeros = np.zeros((), terms.dtype), jnp.zeros_like(terms)
     return lax.reduce((terms, zeros, zeros), (zero,) * 3, add, (terms.ndim - 1,))
 
 
 @_sum_of_pairs.defjvp
-def _sum_of_pairs_jvp(primals, tangents):
-    change = jnp.where(primals[0] < 0, 0, tangents[0]).sum(-1)
+def _sum_of_pairs_jvp(marked, primals, tangents):
+    (terms,), (change,) = primals, tangents
+    change = (jnp.where(terms < 0, 0, change) if marked else change).sum(-1)
     zeros = jnp.zeros_like(change)
-    return _sum_of_pairs(*primals), (change, zeros, zeros)
+    return _sum_of_pairs(terms, marked), (change, zeros, zeros)
 
 
 def others_sum(exp_and_top: ExpAndTop, z: Array, top_exp: Array) -> Sums:
@@ -78,7 +82,7 @@ def others_sum(exp_and_top: ExpAndTop, z: Array, top_exp: Array) -> Sums:
 
     def fused(z: Array) -> Sums:
         exp, is_top = exp_and_top(z)
-        return _sum_of_pairs(jnp.where(is_top, -1, exp))
+        return _sum_of_pairs(jnp.where(is_top, -1, exp), True)
 
     def on_cpu(z: Array) -> Sums:
         traced_once = jax.jit(exp_and_top, inline=True)
@@ -199,7 +203,7 @@ def stored_sum(terms: Array, is_top: Array) -> tuple[Array, Array, Array]:
         return terms, _exact_sum(terms), tops
 
     def fused(terms: Array, is_top: Array) -> tuple[Array, Array, Array]:
-        high, low, tops = _sum_of_pairs(jnp.where(is_top, -1, terms))
+        high, low, tops = _sum_of_pairs(jnp.where(is_top, -1, terms), True)
         return terms, high + low, tops
 
     return lax.platform_dependent(terms, is_top, cpu=on_cpu, default=fused)

@@ -1,5 +1,7 @@
 """Partitions are a commutative monoid: any cut of a row gives the same two numbers."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from jax_softmax._partition import (
     log_partition,
     merge,
     partition,
+    total,
 )
 
 pytestmark = pytest.mark.usefixtures("strict_types")
@@ -42,6 +45,17 @@ probs_of = jax.jit(softmax)
 def close(a, b):
     for got, wanted in zip(a, b, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("place", [None, "as_on_accelerators"])
+@pytest.mark.parametrize("n", [1, 10, 1000])
+def test_sums_of_either_sign(n, place, request):
+    if place:
+        request.getfixturevalue(place)
+    terms = np.random.default_rng(n).normal(size=(50, n)).astype(np.float32)
+    got = jax.jit(lambda terms: total(terms))(terms)
+    exact = np.array([math.fsum(row) for row in terms.tolist()])
+    assert (abs(np.asarray(got) - exact) <= np.spacing(abs(terms).sum(-1))).all()
 
 
 @settings(max_examples=60, deadline=None)
