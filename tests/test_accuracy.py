@@ -236,16 +236,17 @@ def test_float32_of_the_largest_vocabulary():
 
 
 @pytest.mark.parametrize("promise", BOUNDS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize(("road", "n"), [("eager", 10), ("vmap", 1000), ("scan", 1000)])
-def test_every_road(road, n, promise):
-    c = case(n)
-    within(promise(c, ROADS[road]), c.names, BOUNDS[promise])
+@pytest.mark.parametrize("road", ["eager", "vmap", "scan"])
+def test_every_road(road, promise):
+    for n in (10, 1000):
+        c = case(n)
+        within(promise(c, ROADS[road]), c.names, BOUNDS[promise])
 
 
 @pytest.mark.parametrize("promise", BOUNDS, ids=lambda f: f.__name__)
 def test_the_loops_of_accelerators(promise, as_on_accelerators):
     """Where CPUs have loops of their own, what every other platform compiles."""
-    for n in (10, 1000):
+    for n in (10, 100, 1000):
         c = case(n)
         errors = promise(c, divides_within_2_ulp_only)
         within(errors, c.names, BOUNDS[promise])
@@ -269,7 +270,7 @@ def test_float64(n, promise):
 @pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float16], ids=["bf16", "f16"])
 def test_half_precision_is_exact_for_the_rounded_logits(kind):
     rng = np.random.default_rng(0)
-    for n in (10, 1000):
+    for n in (2, 10, 1000):
         z = np.asarray(jnp.asarray(rng.normal(0, 5, (16, n)).astype(np.float32), kind))
         y = rng.integers(n, size=16)
         exact = ref.softmax(z)
