@@ -32,10 +32,10 @@ _SERIES = {
 
 
 # Traced once for all calls of one shape, and part of what calls them.
-_traced_once = partial(jax.jit, inline=True)
+traced_once = partial(jax.jit, inline=True)
 
 
-@_traced_once
+@traced_once
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     """a + b exactly, as the rounded sum and its rounding (Knuth).
 
@@ -93,7 +93,7 @@ class RowScale(NamedTuple):
     pivot: Float[Array, "*batch 1"]
     offset: Float[Array, "*batch 1"]
     exponent: Float[Array, "*batch 1"]
-    attained: Float[Array, "*batch 1"]  # z - pivot from here on is the maximum's
+    top: Float[Array, "*batch 1"]
 
 
 def row_scale(top: Float[Array, "*batch 1"]) -> RowScale:
@@ -104,7 +104,7 @@ def row_scale(top: Float[Array, "*batch 1"]) -> RowScale:
     offset = jnp.where(far, 0, top)
     pivot = jnp.where(far, jnp.clip(top, -kind.max, kind.max), 0)
     exponent = jnp.round(offset / math.log(2))
-    return RowScale(pivot, offset, exponent, jnp.where(top == jnp.inf, top, offset))
+    return RowScale(pivot, offset, exponent, top)
 
 
 def raised_exp(
@@ -115,8 +115,8 @@ def raised_exp(
     Within 0.9 ULP with `low`, which may be 0, and 1.1 without.
     """
     kind = jnp.finfo(z.dtype)
+    is_top = z >= scale.top
     high = z - scale.pivot
-    is_top = high >= scale.attained
     least = (scale.exponent + (kind.minexp - 1 - RAISED)) * math.log(2)
     high = jnp.where(high < least, least, high)  # so that a NaN stays
     k = jnp.round(high * (1 / math.log(2)))
@@ -139,7 +139,7 @@ def row_factor(scale: RowScale) -> tuple[Array, Array]:
     return factor, curve_low + (rounding - low * factor)
 
 
-@_traced_once
+@traced_once
 def two_product(a: Array, b: Array | float) -> tuple[Array, Array]:
     """a b exactly, as the rounded product and its rounding (Dekker)."""
     b = jnp.asarray(b, a.dtype)
@@ -161,9 +161,7 @@ def quotient(
     high = a[0] / b[0]
     product, product_low = two_product(high, b[0])
     rest = ((a[0] - product) - product_low) + (a[1] - high * b[1])
-    low = rest / b[0]
-    total = high + low
-    return total, (high - total) + low
+    return high, rest / b[0]
 
 
 def _exp(r: Array, low: Array | float) -> Array:
@@ -174,7 +172,7 @@ def _expm1(r: Array, low: Array | float) -> Array:
     return r + (_curve(r) * (r * r) + low)
 
 
-@_traced_once
+@traced_once
 def _curve(r: Array) -> Array:
     """(exp(r) - 1 - r) / r^2."""
     *lower, highest = _SERIES[jnp.finfo(r.dtype).bits]

@@ -1,6 +1,7 @@
 """Cross-entropy from logits, and the one home of the label and mask policy."""
 
 from functools import partial
+from operator import add
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jaxtyping import Bool, Float, Int, Integer
 
 from jax_softmax import _checks as checks
 from jax_softmax._entries import is_column, row_entry
-from jax_softmax._exponential import quotient
+from jax_softmax._exponential import quotient, traced_once
 from jax_softmax._partition import (
     complement,
     gap,
@@ -199,7 +200,7 @@ def _cross_entropy(
     if smoothing:
         possible = z > -jnp.inf
         count = shards.sum(possible.sum(-1)).astype(loss.dtype)
-        share, _ = quotient((jnp.full_like(count, smoothing), 0), (count, 0))
+        share = add(*quotient((jnp.full_like(count, smoothing), 0), (count, 0)))
         nll = jnp.where(possible, -normalized(z, shards).log_probs, 0)
         scale = 2.0**-24  # exact, and the sum of the largest numbers stays finite
         spread = shards.sum(total(nll * scale))
@@ -244,6 +245,7 @@ def _soft_nll(
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
+@partial(traced_once, static_argnums=2)
 def nll_and_grad(
     z: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"], shards: Shards
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch classes"]]:

@@ -205,6 +205,6 @@ def log_partition(p: Partition) -> Float[Array, "*batch"]:
 def _partition(top: Array, raised_sum: Array, tops: Array) -> Partition:
     """From the terms below the maximum, 2^RAISED times too large, and how many are at
     it."""
-    other_tops = jnp.where(top == -jnp.inf, 0, tops) - 1
-    raised_tail = raised_sum + other_tops * 2.0**RAISED
+    tail = raised_sum + (tops - 1) * 2.0**RAISED
+    raised_tail = jnp.where(top == -jnp.inf, -(2.0**RAISED), tail)
     return Partition(top[..., 0], once(raised_tail[..., 0]))

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 
 from jax_softmax import _checks as checks
 from jax_softmax._entries import rounded
+from jax_softmax._exponential import traced_once
 from jax_softmax._partition import (
     Partition,
     complement,
@@ -157,6 +158,7 @@ class Normalized(NamedTuple):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
+@partial(traced_once, static_argnums=1)
 def normalized(
     z: Float[Array, "*batch classes"], shards: Shards | None = None
 ) -> Normalized:
