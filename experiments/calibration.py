@@ -66,9 +66,21 @@ def as_json(found: Calibration) -> dict[str, Any]:
 
 def draw_reliability(found: Mapping[str, Calibration], path: Path) -> None:
     """For each of them, accuracy against confidence, and how many images are where."""
-    figure = Figure(figsize=(4.2 * len(found) + 0.6, 4.9), layout="constrained")
+    wide, high = 4.2 * len(found) + 0.6, 4.9
+    figure = Figure(figsize=(wide, high))
+    # Inches, since matplotlib takes twice the time where it arranges axes itself.
+    inches = {"left": 0.65, "right": wide - 0.15, "bottom": 0.5, "top": high - 0.55}
+    shares = {
+        k: v / (high if k in ("bottom", "top") else wide) for k, v in inches.items()
+    }
     grid = figure.subplots(
-        2, len(found), squeeze=False, sharex=True, height_ratios=(3, 1), sharey="row"
+        2,
+        len(found),
+        squeeze=False,
+        sharex=True,
+        height_ratios=(3, 1),
+        sharey="row",
+        gridspec_kw=shares | {"hspace": 0.06, "wspace": 0.08},
     )
     centres, width = (np.arange(BINS) + 0.5) / BINS, 1 / BINS
     for (upper, lower), (title, one) in zip(grid.T, found.items(), strict=True):

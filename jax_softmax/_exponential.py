@@ -7,13 +7,13 @@ that every platform has the same accuracy: 2^k exp(r), split by Cody & Waite, wi
 """
 
 import math
-from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
+
+from jax_softmax._tracing import traced_once
 
 RAISED = 64  # exponentials are summed 2^64 times too large, so that few underflow
 
@@ -31,11 +31,7 @@ _SERIES = {
 }
 
 
-# Traced once for all calls of one shape, and part of what calls them.
-traced_once = partial(jax.jit, inline=True)
-
-
-@traced_once
+@traced_once()
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     """a + b exactly, as the rounded sum and its rounding (Knuth).
 
@@ -139,7 +135,7 @@ def row_factor(scale: RowScale) -> tuple[Array, Array]:
     return factor, curve_low + (rounding - low * factor)
 
 
-@traced_once
+@traced_once()
 def two_product(a: Array, b: Array | float) -> tuple[Array, Array]:
     """a b exactly, as the rounded product and its rounding (Dekker)."""
     b = jnp.asarray(b, a.dtype)
@@ -172,7 +168,7 @@ def _expm1(r: Array, low: Array | float) -> Array:
     return r + (_curve(r) * (r * r) + low)
 
 
-@traced_once
+@traced_once()
 def _curve(r: Array) -> Array:
     """(exp(r) - 1 - r) / r^2."""
     *lower, highest = _SERIES[jnp.finfo(r.dtype).bits]

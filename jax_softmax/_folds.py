@@ -18,6 +18,7 @@ from jax import Array, lax
 from jax_softmax._entries import FEW_CLASSES
 from jax_softmax._exponential import two_sum
 from jax_softmax._shards import alike
+from jax_softmax._tracing import traced_once
 
 SLICES = 8  # of a row to one: more no longer fit the registers
 TILE = 2**20  # logits: a loop's step stays in the cache
@@ -85,8 +86,8 @@ def others_sum(exp_and_top: ExpAndTop, z: Array, top_exp: Array) -> Sums:
         return _sum_of_pairs(jnp.where(is_top, -1, exp), True)
 
     def on_cpu(z: Array) -> Sums:
-        traced_once = jax.jit(exp_and_top, inline=True)
-        return _tile_by_tile(partial(_others_in_lanes, traced_once, top_exp), z)
+        lanes_of = partial(_others_in_lanes, traced_once()(exp_and_top), top_exp)
+        return _tile_by_tile(lanes_of, z)
 
     return lax.platform_dependent(z, cpu=on_cpu, default=fused)
 

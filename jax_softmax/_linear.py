@@ -6,7 +6,6 @@ The logits are made, used and dropped tile by tile. Here are the rules of
 differentiation; `_linear_passes` makes the passes, `_linear_plan` chooses the tiles.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ from jax_softmax._linear_plan import Chunk, Keep, head_of, layer_of, on_tiles
 from jax_softmax._linear_rows import Losses, Rows, losses, measure, over_devices
 from jax_softmax._linear_tiles import Head, Layer
 from jax_softmax._shards import AxisName
+from jax_softmax._tracing import traced_once
 
 Rowwise = Float[Array, "*batch"]
 
@@ -184,8 +184,7 @@ def mean_linear_cross_entropy(
     return _weighted_sum(head, chunk, z_loss, layer, shares)
 
 
-# Called by hand, one program; in a function that is traced, a part of it.
-@partial(jax.jit, static_argnums=(0, 1), inline=True)
+@traced_once(static_argnums=(0, 1))
 def _per_row(head: Head, chunk: Chunk | None, layer: Layer) -> tuple[Array, Array]:
     """(loss, lse) of each row. Recomputes logits under grad: four matmuls."""
 
@@ -220,7 +219,7 @@ def _per_row(head: Head, chunk: Chunk | None, layer: Layer) -> tuple[Array, Arra
     return rows_of(layer)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
+@traced_once(static_argnums=(0, 1, 2))
 def _weighted_sum(
     head: Head, chunk: Chunk | None, z_loss: float, layer: Layer, shares: Array
 ) -> Array:

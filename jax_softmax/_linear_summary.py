@@ -1,6 +1,5 @@
 """What is worth knowing about each row of softmax(x w + b), in one pass."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +28,7 @@ from jax_softmax._linear_rows import (
 from jax_softmax._linear_tiles import Head, Index, Layer
 from jax_softmax._partition import gap, log1p, partition, shifted_exp
 from jax_softmax._shards import AxisName, alike
+from jax_softmax._tracing import traced_once
 
 
 class LinearSoftmaxSummary(NamedTuple):
@@ -101,7 +101,7 @@ def linear_softmax_summary(
     return found._replace(nll=None) if labels is None else found
 
 
-@partial(jax.jit, static_argnums=(0, 1, 3), inline=True)
+@traced_once(static_argnums=(0, 1, 3))
 def _of_rows(
     head: Head, chunk: Chunk | None, layer: Layer, top_k: int
 ) -> LinearSoftmaxSummary:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, Integer
 
 from jax_softmax import _checks as checks
 from jax_softmax._entries import is_column, row_entry
-from jax_softmax._exponential import quotient, traced_once
+from jax_softmax._exponential import quotient
 from jax_softmax._partition import (
     complement,
     gap,
@@ -21,6 +21,7 @@ from jax_softmax._partition import (
 )
 from jax_softmax._reductions import normalized
 from jax_softmax._shards import AxisName, Shards
+from jax_softmax._tracing import traced_once
 
 
 def cross_entropy(
@@ -189,8 +190,7 @@ def mean_loss(
     return jnp.where(count == 0, 0, total / jnp.where(count == 0, 1, count))
 
 
-# Called by hand, one program; in a function that is traced, a part of it.
-@partial(jax.jit, static_argnames=("smoothing", "shards"), inline=True)
+@traced_once(static_argnames=("smoothing", "shards"))
 def _cross_entropy(
     logits: Array, labels: Array, keep: Array, smoothing: float, shards: Shards
 ) -> Array:
@@ -208,7 +208,7 @@ def _cross_entropy(
     return jnp.where(keep, loss, 0)
 
 
-@partial(jax.jit, static_argnames="shards", inline=True)
+@traced_once(static_argnames="shards")
 def _cross_entropy_with_probs(
     logits: Array, probs: Array, keep: Array, shards: Shards
 ) -> Array:
@@ -245,7 +245,7 @@ def _soft_nll(
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-@partial(traced_once, static_argnums=2)
+@traced_once(static_argnums=2)
 def nll_and_grad(
     z: Float[Array, "*batch classes"], labels: Integer[Array, "*batch"], shards: Shards
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch classes"]]:

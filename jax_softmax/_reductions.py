@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float
 
 from jax_softmax import _checks as checks
 from jax_softmax._entries import rounded
-from jax_softmax._exponential import traced_once
 from jax_softmax._partition import (
     Partition,
     complement,
@@ -23,6 +22,7 @@ from jax_softmax._partition import (
     partition_and_probability,
 )
 from jax_softmax._shards import Shards
+from jax_softmax._tracing import traced_once
 
 Axis = int | tuple[int, ...]
 
@@ -125,22 +125,18 @@ def softmax(
     return _softmax(x, where, axes)
 
 
-# Called by hand, one program; in a function that is traced, a part of it.
-_compiled = partial(jax.jit, static_argnames="axes", inline=True)
-
-
-@_compiled
+@traced_once(static_argnames="axes")
 def _logsumexp(x: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
     return normalized(_rows(x, where, axes).z).lse
 
 
-@_compiled
+@traced_once(static_argnames="axes")
 def _log_softmax(x: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
     rows = _rows(x, where, axes)
     return rows.restore(normalized(rows.z).log_probs, -jnp.inf)
 
 
-@_compiled
+@traced_once(static_argnames="axes")
 def _softmax(x: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
     rows = _rows(x, where, axes)
     return rows.restore(normalized(rows.z).probs, 0.0)
@@ -158,7 +154,7 @@ class Normalized(NamedTuple):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-@partial(traced_once, static_argnums=1)
+@traced_once(static_argnums=1)
 def normalized(
     z: Float[Array, "*batch classes"], shards: Shards | None = None
 ) -> Normalized:
