@@ -150,9 +150,9 @@ def train(settings: Train) -> None:
     clock.lap("imports")
     keep_programs()
     mesh = None if settings.mesh is None else mesh_of(sizes(settings.mesh))
-    _import_meanwhile("orbax.checkpoint", "experiments.pictures")
     load = data.load_streamed if settings.stream else data.load
     dataset = load(settings.dataset, settings.data_dir)
+    _import_meanwhile("orbax.checkpoint", "experiments.pictures")
     epochs, images = settings.epochs, dataset.train_images
     if settings.quick:
         epochs = min(epochs, 2)
@@ -393,7 +393,11 @@ def _check(settings: Train) -> None:
 
 
 def _import_meanwhile(*modules: str) -> None:
-    """What is needed later, imported while XLA compiles on another core."""
+    """What is needed later, imported while XLA compiles on another core.
+
+    Not beside the imports of tensorflow-datasets and Grain: while those last, what any
+    other thread imports is a module of theirs that is not there yet.
+    """
     Thread(target=lambda: [*map(import_module, modules)], daemon=True).start()
 
 

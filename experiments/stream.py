@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +51,7 @@ class Streamed:
         self.path, self.labels = path, labels
         self.shape = (len(labels), *image_shape)
         self.waited = 0.0
+        import_module("grain")  # here, before any other thread imports
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -162,3 +162,17 @@ def test_the_digits_streamed(tmp_path, monkeypatch, capsys):
 
 def _full(*_, **__):
     raise OSError(28, "No space left on device")
+
+
+def test_grain_is_there_before_other_threads_import():
+    """While it is imported, all that other threads import is put off, and fails."""
+    program = """
+import sys
+from pathlib import Path
+import numpy as np
+from experiments.stream import Streamed
+assert "grain" not in sys.modules
+Streamed(Path("none"), np.zeros(3, np.int32), (4, 4))
+assert "grain" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
