@@ -35,7 +35,7 @@ def scores(name: str, value: ArrayLike) -> Array:
 
 def class_ids(name: str, value: ArrayLike, batch: tuple[int, ...]) -> Array:
     """Integer labels, one for each row."""
-    array = array_of(name, value)
+    array = array_of(name, _not_wrapped(value))
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
             f"{name} must be integer class ids, got {array.dtype}"
@@ -47,6 +47,15 @@ def class_ids(name: str, value: ArrayLike, batch: tuple[int, ...]) -> Array:
         )
     same_shape(name, array, batch)
     return array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
+
+
+def _not_wrapped(ids: ArrayLike) -> ArrayLike:
+    """64-bit ids that JAX would wrap to 32 bits, as the nearest that these hold: no
+    class either."""
+    if not isinstance(ids, np.ndarray | np.generic) or ids.dtype.kind not in "iu":
+        return ids
+    held = np.iinfo(dtypes.canonicalize_dtype(ids.dtype).name)
+    return np.clip(ids, max(held.min, np.iinfo(ids.dtype.name).min), held.max)
 
 
 def row_mask(name: str, value: ArrayLike | None, batch: tuple[int, ...]) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float, Int, Integer, Key
 
 from jax_softmax import _checks as checks
 from jax_softmax._losses import cross_entropy
@@ -86,7 +86,7 @@ class NonFiniteLoss(ArithmeticError):
 def fit(
     model: Model,
     x: ArrayLike | Rows,
-    labels: Int[ArrayLike, " rows"] | None = None,
+    labels: Integer[ArrayLike, " rows"] | None = None,
     *,
     optimizer: optax.GradientTransformation,
     key: Key[Array, ""],
@@ -213,7 +213,7 @@ def fit(
 def evaluate(
     model: Model,
     x: ArrayLike,
-    labels: Int[ArrayLike, " rows"],
+    labels: Integer[ArrayLike, " rows"],
     *,
     transform: Transform = jnp.asarray,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:

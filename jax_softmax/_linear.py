@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 
 from jax_softmax import _checks as checks
 from jax_softmax import _linear_passes as passes
@@ -32,7 +32,7 @@ Rowwise = Float[Array, "*batch"]
 def linear_cross_entropy(
     x: Float[ArrayLike, "*batch features"],
     w: Float[ArrayLike, "_ _"],
-    labels: Int[ArrayLike, "*batch"],
+    labels: Integer[ArrayLike, "*batch"],
     *,
     b: Float[ArrayLike, " classes"] | None = None,
     where: Bool[ArrayLike, "*batch"] | None = None,
@@ -102,7 +102,7 @@ def linear_cross_entropy(
 def mean_linear_cross_entropy(
     x: Float[ArrayLike, "*batch features"],
     w: Float[ArrayLike, "_ _"],
-    labels: Int[ArrayLike, "*batch"],
+    labels: Integer[ArrayLike, "*batch"],
     *,
     b: Float[ArrayLike, " classes"] | None = None,
     where: Bool[ArrayLike, "*batch"] | None = None,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 
 from jax_softmax import _checks as checks
 from jax_softmax import _linear_tiles as tiles
@@ -45,7 +45,7 @@ class LinearSoftmaxSummary(NamedTuple):
 def linear_softmax_summary(
     x: Float[ArrayLike, "*batch features"],
     w: Float[ArrayLike, "_ _"],
-    labels: Int[ArrayLike, "*batch"] | None = None,
+    labels: Integer[ArrayLike, "*batch"] | None = None,
     *,
     top_k: int = 1,
     b: Float[ArrayLike, " classes"] | None = None,

@@ -177,7 +177,7 @@ def merge(parts: Partition) -> Partition:
     However many there are, sums and products are rounded once, at the end.
     """
     place = lax.broadcasted_iota(jnp.int32, parts.max.shape, 0)
-    leads = place == parts.max.argmax(0)
+    leads = place == parts.max.argmax(0).astype(place.dtype)
     top = jnp.where(leads, parts.max, 0).sum(0)
     exp, exp_low = shifted_exp_and_rest(parts.max, top, raised=RAISED)
     exp, exp_low = (jnp.where(leads, 0, part) for part in (exp, exp_low))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Bool, Float, Int, Integer, Key
 
 from jax_softmax._losses import cross_entropy, mean_loss
 
@@ -64,7 +64,7 @@ class SoftmaxRegression(NamedTuple):
     def objective(
         self,
         x: Float[ArrayLike, "*batch features"],
-        labels: Int[ArrayLike, "*batch"],
+        labels: Integer[ArrayLike, "*batch"],
         *,
         where: Bool[ArrayLike, "*batch"] | None = None,
         l2: float = 0.0,

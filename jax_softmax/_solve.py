@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 
 from jax_softmax import _checks as checks
 from jax_softmax._descent import (
@@ -82,7 +82,7 @@ class Solution(NamedTuple):
 def solve(
     model: SoftmaxRegression,
     x: ArrayLike,
-    labels: Int[ArrayLike, " rows"],
+    labels: Integer[ArrayLike, " rows"],
     *,
     solver: Solver = "lbfgs",
     l2: float = 0.0,

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float, Integer, Key
 
 from jax_softmax import _checks as checks
 from jax_softmax._fit import Model, Objective, Transform, evaluate, gathered
@@ -43,7 +43,7 @@ class SweepEpoch(NamedTuple):
 def sweep(
     models: Model,
     x: ArrayLike,
-    labels: Int[ArrayLike, " rows"],
+    labels: Integer[ArrayLike, " rows"],
     *,
     optimizer: Callable[[Any], optax.GradientTransformation],
     settings: Any,

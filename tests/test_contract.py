@@ -204,6 +204,22 @@ def test_label_types(kind, wide):
         np.testing.assert_allclose(losses, [np.log(200), np.log(200), NAN], rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["int64", "uint64"])
+@pytest.mark.parametrize("wide", [False, True])
+def test_labels_that_32_bits_do_not_hold(kind, wide):
+    """JAX by itself wraps 2^32 to 0, and the least int64 too."""
+    labels = np.array([2, 2**32, 2**32 + 1, np.iinfo(kind).max], kind)
+    if kind == "int64":
+        labels = np.append(labels, np.array([np.iinfo(kind).min, -(2**32)], kind))
+    z = np.zeros((len(labels), 3), np.float32)
+    expected = [np.log(3)] + [NAN] * (len(labels) - 1)
+    with jax.enable_x64(wide):
+        losses = js.cross_entropy(z, labels)
+        np.testing.assert_allclose(losses, expected, rtol=1e-6)
+        losses = js.linear_cross_entropy(z, np.eye(3, dtype=np.float32), labels)
+        np.testing.assert_allclose(losses, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("batch", [(), (0,), (5,), (2, 3), (2, 0, 3)])
 def test_batch_axes(batch):
     z = jax.random.normal(jax.random.key(1), (*batch, 4))
