@@ -159,7 +159,7 @@ def _total(p: Partition) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def total(terms: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
-    """The sum of terms >= 0."""
+    """The sum of terms, of either sign."""
     high, low = row_sum(terms)
     return high + low
 
