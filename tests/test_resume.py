@@ -50,9 +50,13 @@ def running(*arguments):
         process.communicate()
 
 
-def wait_for_epochs(folder, epochs, process):
+def epochs_done(folder):
     metrics = folder / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") >= epochs):
+    return metrics.read_text().count("\n") if metrics.exists() else 0
+
+
+def wait_for_epochs(folder, epochs, process):
+    while epochs_done(folder) < epochs:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
 
@@ -86,6 +90,12 @@ def assert_same_outcome(a, b):
         assert (params_a[name] == params_b[name]).all()
 
 
+def begin_or_go_on(folder):
+    """A run killed before its first file was there has nothing to resume."""
+    begun = (folder / "config.json").exists()
+    return ["--resume" if begun else "--out", folder]
+
+
 def test_killed_at_random_moments_it_ends_as_if_undisturbed(tmp_path):
     kills = int(os.environ.get("RESUME_KILLS", "2"))
     moment = random.Random(time.time_ns())
@@ -94,16 +104,14 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(tmp_path):
     command(*run, "--out", tmp_path / "whole")
     killed = tmp_path / "killed"
     for _ in range(kills):
-        begun = (killed / "config.json").exists()
-        folder = ["--resume" if begun else "--out", killed]
         how = moment.choice(["--stream", "--no-stream"])  # the bits are the same
-        with running(*run, how, *folder) as process:
-            before = len(run_folder.metrics(killed)) if begun else 0
+        target = min(epochs_done(killed) + 1, epochs)
+        with running(*run, how, *begin_or_go_on(killed)) as process:
             if moment.random() < 0.8:
-                wait_for_epochs(killed, min(before + 1, epochs), process)
+                wait_for_epochs(killed, target, process)
             time.sleep(moment.uniform(0, 0.5))
             process.send_signal(signal.SIGKILL)
-    command("--resume", killed)
+    command(*run, *begin_or_go_on(killed))
     assert_same_outcome(tmp_path / "whole", killed)
 
 
