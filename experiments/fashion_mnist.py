@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
@@ -152,7 +153,7 @@ def train(settings: Train) -> None:
     mesh = None if settings.mesh is None else mesh_of(sizes(settings.mesh))
     load = data.load_streamed if settings.stream else data.load
     dataset = load(settings.dataset, settings.data_dir)
-    _import_meanwhile("orbax.checkpoint", "experiments.pictures")
+    _import_meanwhile("orbax.checkpoint")
     epochs, images = settings.epochs, dataset.train_images
     if settings.quick:
         epochs = min(epochs, 2)
@@ -228,9 +229,8 @@ def _fitted(
     mesh: Mesh | None,
 ) -> tuple[SoftmaxRegression, list[dict[str, Any]]]:
     """The trained model and its metrics, every moment of it kept in the folder."""
-    init_key, order_key = jax.random.split(jax.random.key(settings.seed))
     features, classes = math.prod(images.shape[1:]), len(dataset.class_names)
-    model = SoftmaxRegression.init(init_key, features, classes)
+    model, order_key = _first(jax.random.key(settings.seed), features, classes)
     steps = math.ceil(len(labels) / settings.batch_size)
     schedule = SCHEDULES[settings.schedule](
         settings.learning_rate, max(1, epochs * steps)
@@ -284,6 +284,8 @@ def _fitted(
         started = time.perf_counter()
         try:
             for epoch in report.progress(training, total=epochs):
+                if epoch.number == progress.epoch:  # and so all is compiled
+                    _import_meanwhile("experiments.pictures")
                 model = epoch.model
                 line = journal.end_of_epoch(epoch, time.perf_counter() - started)
                 report.say(_line(line))
@@ -302,6 +304,13 @@ def _fitted(
                 *told.args,
             ) from None
     return jax.device_get(model), journal.metrics
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _first(key: Array, features: int, classes: int) -> tuple[SoftmaxRegression, Array]:
+    """The model before any step, and the key of the order of the images."""
+    init_key, order_key = jax.random.split(key)
+    return SoftmaxRegression.init(init_key, features, classes), order_key
 
 
 def resumed(settings: Train, arguments: Sequence[str]) -> Train:
@@ -367,14 +376,17 @@ def gradient_gap(
     """How far autodiff is from the gradient on paper, in a sentence."""
 
     @jax.jit
-    def compared(model: SoftmaxRegression, x: Array, y: Array) -> tuple[Array, Array]:
+    def compared(
+        model: SoftmaxRegression, images: Array, y: Array
+    ) -> tuple[Array, Array]:
+        x = pixels(images)
         autodiff = jax.grad(SoftmaxRegression.objective)(model, x, y)
         on_paper = SoftmaxRegression(*closed_form.regression_gradient(*model, x, y))
         gaps = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), autodiff, on_paper)
         sizes = jax.tree.map(lambda a: jnp.abs(a).max(), on_paper)
         return jnp.stack(gaps).max(), jnp.stack(sizes).max()
 
-    gap, size = compared(model, pixels(images), labels[: len(images)])
+    gap, size = compared(model, images, labels[: len(images)])
     return (
         f"Gradient of one batch: autodiff and closed form differ by {gap:.1e} at most "
         f"(largest entry {size:.1e})"
@@ -392,13 +404,13 @@ def _check(settings: Train) -> None:
         run_folder.check_free(settings.out)
 
 
-def _import_meanwhile(*modules: str) -> None:
-    """What is needed later, imported while XLA compiles on another core.
+def _import_meanwhile(module: str) -> None:
+    """What is needed later, imported while XLA is at work on another core.
 
     Not beside the imports of tensorflow-datasets and Grain: while those last, what any
     other thread imports is a module of theirs that is not there yet.
     """
-    Thread(target=lambda: [*map(import_module, modules)], daemon=True).start()
+    Thread(target=import_module, args=(module,), daemon=True).start()
 
 
 def _new_folder(dataset: str) -> Path:
@@ -437,8 +449,7 @@ def _draw(
 
     images, labels = dataset.test_images, dataset.test_labels
     names = dataset.class_names
-    logits = jax.jit(lambda model, images: model.logits(pixels(images)))(model, images)
-    predictions = np.asarray(logits.argmax(-1))
+    logits, predictions = jax.device_get(_predicted(model, images))
     if metrics:
         pictures.curves(metrics, out / "curves.png")
     pictures.misclassified(
@@ -450,6 +461,13 @@ def _draw(
     calibration.draw_reliability({"validation images": found}, out / "reliability.png")
     (out / "calibration.json").write_text(report.to_json(calibration.as_json(found)))
     return calibration.sentence(found)
+
+
+@jax.jit
+def _predicted(model: SoftmaxRegression, images: Array) -> tuple[Array, Array]:
+    """Logits and most likely classes."""
+    logits = model.logits(pixels(images))
+    return logits, logits.argmax(-1)
 
 
 def _read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:

@@ -35,7 +35,7 @@ def scores(name: str, value: ArrayLike) -> Array:
 
 def class_ids(name: str, value: ArrayLike, batch: tuple[int, ...]) -> Array:
     """Integer labels, one for each row."""
-    array = array_of(name, _not_wrapped(value))
+    array = array_of(name, not_wrapped(value))
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
             f"{name} must be integer class ids, got {array.dtype}"
@@ -49,7 +49,7 @@ def class_ids(name: str, value: ArrayLike, batch: tuple[int, ...]) -> Array:
     return array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
 
 
-def _not_wrapped(ids: ArrayLike) -> ArrayLike:
+def not_wrapped(ids: ArrayLike) -> ArrayLike:
     """64-bit ids that JAX would wrap to 32 bits, as the nearest that these hold: no
     class either."""
     if not isinstance(ids, np.ndarray | np.generic) or ids.dtype.kind not in "iu":

@@ -155,7 +155,9 @@ def fit(
     if watch_every is not None and watch_every < 1:
         raise ValueError(f"watch_every must be at least 1, got {watch_every}")
     if validation is not None:
-        validation = _examples("validation x", "validation labels", *validation)
+        validation = _examples(
+            "validation x", "validation labels", *map(_on_device, validation)
+        )
 
     def run() -> Iterator[Epoch]:
         now = progress or Progress.start(model, optimizer)
@@ -303,7 +305,7 @@ class _InMemory:
     def __init__(self, x: ArrayLike, labels: ArrayLike | None):
         if labels is None:
             raise TypeError("labels must be given where x is an array")
-        self.x, self.labels = _examples("x", "labels", x, labels)
+        self.x, self.labels = _examples("x", "labels", *map(_on_device, (x, labels)))
         if all(device.platform == "cpu" for device in self.x.devices()):
             self.x, self.labels = np.asarray(self.x), np.asarray(self.labels)
 
@@ -341,6 +343,18 @@ def _mean(losses: np.ndarray, batch_size: int, rows: int) -> float:
     sizes = np.full(len(losses), float(batch_size))
     sizes[-1] = rows - batch_size * (len(losses) - 1)
     return float(losses.astype(np.float64) @ sizes / rows)
+
+
+def _on_device(values: ArrayLike) -> ArrayLike:
+    """NumPy's numbers, for which jnp.asarray compiles a program of each shape.
+
+    A copy, since device_put may take what lies in the host's memory for its own.
+    """
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+        return values
+    copy = aligned(values.shape, values.dtype)
+    copy[...] = values
+    return jax.device_put(checks.not_wrapped(copy))
 
 
 def _examples(

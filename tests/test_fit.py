@@ -252,6 +252,7 @@ def test_divergence_keeps_a_model_whose_loss_was_finite():
         ({"watch_every": 0}, "watch_every must be at least 1, got 0"),
         ({"epochs": -1}, "epochs must not be negative, got -1"),
         ({"x": np.zeros((0, 4), np.float32)}, "x must have at least one row"),
+        ({"labels": np.array(["a"] * 103)}, "labels must be an array of numbers"),
         ({"labels": np.zeros(5, int)}, r"labels must have shape \(103,\), got \(5,\)"),
         ({"validation": (np.zeros((2, 4)), np.zeros(3, int))}, "validation labels"),
         ({"optimizer": "adam"}, "optimizer must be one of optax's.*'adam'"),
@@ -283,3 +284,23 @@ def test_evaluation_of_what_cannot_be_evaluated(our_errors):
 def test_no_epochs_is_no_training():
     model, x, labels = problem()
     assert not list(fit(model, x, labels, optimizer=optax.sgd(0.1), key=KEY, epochs=0))
+
+
+def test_arrays_that_are_changed_meanwhile_were_copied():
+    model, x, labels = problem()
+    arguments = {"optimizer": MOMENTUM, "key": KEY, "epochs": 2, "batch_size": 10}
+    *_, undisturbed = fit(model, x, labels, **arguments, validation=(x, labels))
+    disturbed = fit(model, x, labels, **arguments, validation=(x, labels))
+    next(disturbed)
+    x[:], labels[:] = 0, 0
+    (last,) = disturbed
+    assert (last.model.w == undisturbed.model.w).all()
+    assert last.validation_loss == undisturbed.validation_loss
+
+
+def test_a_label_that_32_bits_do_not_hold_is_no_class():
+    model, x, labels = problem()
+    labels = labels.astype(np.int64)
+    labels[50] = 2**32
+    with pytest.raises(NonFiniteLoss):
+        list(fit(model, x, labels, optimizer=MOMENTUM, key=KEY, epochs=1))

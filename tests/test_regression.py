@@ -6,19 +6,24 @@ import numpy as np
 import pytest
 
 from jax_softmax import SoftmaxRegression, closed_form, compare_gradients
+from jax_softmax._regression import MANY_CLASSES
 
 pytestmark = pytest.mark.usefixtures("strict_types")
 
 
-@pytest.fixture
-def batch():
+def batch_of(classes):
     random = np.random.default_rng(0)
     model = SoftmaxRegression(
-        jnp.array(random.normal(size=(7, 5)), jnp.float32),
-        jnp.array(random.normal(size=5), jnp.float32),
+        jnp.array(random.normal(size=(7, classes)), jnp.float32),
+        jnp.array(random.normal(size=classes), jnp.float32),
     )
     x = jnp.array(random.normal(size=(11, 7)), jnp.float32)
-    return model, x, jnp.array(random.integers(0, 5, 11))
+    return model, x, jnp.array(random.integers(0, classes, 11))
+
+
+@pytest.fixture
+def batch():
+    return batch_of(5)
 
 
 def test_init_draws_the_books_weights():
@@ -38,16 +43,27 @@ def test_objective_is_mean_cross_entropy_plus_penalty(batch):
     np.testing.assert_allclose(got, nll.mean() + penalty, rtol=2e-6)
 
 
-def test_gradient_is_the_one_on_paper(batch):
-    model, x, labels = batch
+@pytest.mark.parametrize("l2", [0.0, 0.3])
+@pytest.mark.parametrize("classes", [5, MANY_CLASSES - 1, MANY_CLASSES])
+def test_gradient_is_the_one_on_paper(classes, l2):
     compare_gradients(
-        lambda model, x, labels: SoftmaxRegression.objective(model, x, labels, l2=0.3),
+        lambda model, x, labels: SoftmaxRegression.objective(model, x, labels, l2=l2),
         lambda model, x, labels: SoftmaxRegression(
-            *closed_form.regression_gradient(*model, x, labels, l2=0.3)
+            *closed_form.regression_gradient(*model, x, labels, l2=l2)
         ),
-        *(model, x, labels),
+        *batch_of(classes),
         floor=1.0,
     ).raise_if(ulp=8)
+
+
+@pytest.mark.parametrize("classes", [MANY_CLASSES - 1, MANY_CLASSES])
+def test_logits_of_any_batch_axes(classes):
+    model, x, _ = batch_of(classes)
+    many = np.asarray(x, np.float64) @ np.asarray(model.w, np.float64) + model.b
+    np.testing.assert_allclose(model.logits(x), many, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(model.logits(x[0]), many[0], rtol=1e-5, atol=1e-5)
+    boxed = model.logits(x[:10].reshape(2, 5, 7))
+    np.testing.assert_allclose(boxed, many[:10].reshape(2, 5, -1), rtol=1e-5, atol=1e-5)
 
 
 def test_masked_rows_do_not_count(batch):

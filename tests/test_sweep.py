@@ -162,7 +162,7 @@ def test_a_rate_at_which_fit_diverges_ends_the_experiment_in_a_sentence(
     monkeypatch.setattr(experiment, "largest_curvature", lambda *_: (np.nan, np.nan))
     monkeypatch.setattr(experiment, "sweep", lambda *_, **__: ())
     sizes = dict.fromkeys(("rates", "seeds", "epochs", "rounds"), 1)
-    sizes |= {"lowest": 1e30, "highest": 1e30, "batch_sizes": (256,)}
-    with pytest.raises(Failed, match=r"^Stopped: the loss became nan .* was 1e\+30; "):
+    sizes |= {"lowest": 1e38, "highest": 1e38, "batch_sizes": (256,)}
+    with pytest.raises(Failed, match=r"^Stopped: the loss became inf .* was 1e\+38; "):
         experiment.run(experiment.Settings(dataset="digits", out=tmp_path, **sizes))
     assert list(tmp_path.iterdir()) == []
