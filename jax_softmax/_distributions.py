@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from jax_softmax import _checks as checks
+from jax_softmax._entries import row_entry
 from jax_softmax._partition import gap, log1p, total
 from jax_softmax._reductions import normalized
 
@@ -150,8 +151,7 @@ def score_slope(p: Array, s: Array) -> Array:
 
     s is counted from its value at the largest p, whose entry would cancel otherwise.
     """
-    top = p.argmax(-1, keepdims=True)
-    origin = lax.stop_gradient(jnp.take_along_axis(s, top, -1))
+    origin = lax.stop_gradient(row_entry(s, p.argmax(-1))[..., None])
     s = s - jnp.where(jnp.isfinite(origin), origin, 0)
     return product(p, s - product(p, s).sum(-1, keepdims=True))
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jax_softmax._platform import by_platform
+
 FEW_CLASSES = 16  # are compared, or added up, one after the other
 FEW_ROWS = 8  # are not worth an array of all columns
 
@@ -23,7 +25,7 @@ def row_entry(rows: Array, column: Array) -> Array:
         return jnp.take_along_axis(rows, column[..., None], axis=-1)[..., 0]
 
     on_cpu = _compared_as_bits if rows.shape[-1] <= FEW_CLASSES else gathered
-    return lax.platform_dependent(rows, column, cpu=on_cpu, default=_compared)
+    return by_platform(rows, column, cpu=on_cpu, default=_compared)
 
 
 def _compared(rows: Array, column: Array) -> Array:
@@ -71,7 +73,7 @@ def once(array: Array) -> Array:
 
         return lax.fori_loop(0, 2, kept, array)
 
-    return lax.platform_dependent(array, cpu=on_cpu, default=lambda array: array)
+    return by_platform(array, cpu=on_cpu, default=lambda array: array)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -91,7 +93,7 @@ def rounded(x: Array, kind: np.dtype) -> Array:
         bits = jnp.where(jnp.isnan(x), 0x7FC0, bits).astype(jnp.uint16)
         return lax.bitcast_convert_type(bits, kind)
 
-    return lax.platform_dependent(x, cpu=by_bits, default=lambda x: x.astype(kind))
+    return by_platform(x, cpu=by_bits, default=lambda x: x.astype(kind))
 
 
 @rounded.defjvp

@@ -78,7 +78,8 @@ class NonFiniteLoss(ArithmeticError):
     def __init__(self, epoch: int, step: int, loss: float, model: Model):
         super().__init__(
             f"the loss became {loss} at step {step} of epoch {epoch}: "
-            "lower the learning rate or look for non-finite features"
+            "lower the learning rate, or look for non-finite features and for labels "
+            "that are no class"
         )
         self.epoch, self.step, self.loss, self.model = epoch, step, loss, model
 
@@ -279,13 +280,13 @@ def _train(
         keep = partial(jnp.where, jnp.isfinite(loss))
         last_good = jax.tree.map(keep, model, last_good)
         stepped = _State(optax.apply_updates(model, updates), opt_state, last_good)
-        return i + 1, losses.at[i].set(loss), stepped
+        return i + 1, losses.at[i].set(loss.astype(losses.dtype)), stepped
 
     def unfinished(carry: tuple[Array, Array, _State]) -> Array:
         i, losses, _ = carry
         return (i < steps) & jnp.isfinite(losses[i - 1])
 
-    nothing = jnp.zeros(len(labels), jnp.float32)
+    nothing = jnp.zeros(len(labels))
     _, losses, state = lax.while_loop(unfinished, step, (jnp.int32(0), nothing, state))
     return state, losses
 
@@ -352,7 +353,7 @@ def _on_device(values: ArrayLike) -> ArrayLike:
     """
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
         return values
-    copy = aligned(values.shape, values.dtype)
+    copy = aligned(values.shape, values.dtype.newbyteorder("="))
     copy[...] = values
     return jax.device_put(checks.not_wrapped(copy))
 

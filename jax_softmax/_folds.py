@@ -17,6 +17,7 @@ from jax import Array, lax
 
 from jax_softmax._entries import FEW_CLASSES
 from jax_softmax._exponential import two_sum
+from jax_softmax._platform import by_platform
 from jax_softmax._shards import alike
 from jax_softmax._tracing import traced_once
 
@@ -42,7 +43,7 @@ def row_sum(terms: Array) -> tuple[Array, Array]:
     def fused(terms: Array) -> tuple[Array, Array]:
         return _sum_of_pairs(terms, False)[:2]
 
-    return lax.platform_dependent(terms, cpu=on_cpu, default=fused)
+    return by_platform(terms, cpu=on_cpu, default=fused)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -89,7 +90,7 @@ def others_sum(exp_and_top: ExpAndTop, z: Array, top_exp: Array) -> Sums:
         lanes_of = partial(_others_in_lanes, traced_once()(exp_and_top), top_exp)
         return _tile_by_tile(lanes_of, z)
 
-    return lax.platform_dependent(z, cpu=on_cpu, default=fused)
+    return by_platform(z, cpu=on_cpu, default=fused)
 
 
 def _others_in_lanes(exp_and_top: ExpAndTop, top_exp: Array, slices: Slices) -> Array:
@@ -207,7 +208,7 @@ def stored_sum(terms: Array, is_top: Array) -> tuple[Array, Array, Array]:
         high, low, tops = _sum_of_pairs(jnp.where(is_top, -1, terms), True)
         return terms, high + low, tops
 
-    return lax.platform_dependent(terms, is_top, cpu=on_cpu, default=fused)
+    return by_platform(terms, is_top, cpu=on_cpu, default=fused)
 
 
 def _narrowed(lanes: Array, read: Read | None = None) -> tuple[Array, Array]:

@@ -7,13 +7,14 @@ from numbers import Integral
 from typing import Any
 
 import jax
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
 from jax_softmax import _checks as checks
 from jax_softmax import _linear_tiles as tiles
 from jax_softmax._linear_map import as_one
 from jax_softmax._linear_tiles import Head, Layer
+from jax_softmax._platform import by_platform
 from jax_softmax._shards import AxisName, Shards, alike
 
 Chunk = tuple[int, int]  # (tokens, classes)
@@ -137,7 +138,7 @@ def on_tiles(
         return tree.unflatten([next(rest) if yes else leaf for yes, leaf in pairs])
 
     def on_platform(*arrays: Array) -> Any:
-        return lax.platform_dependent(*arrays, cpu=on(True), default=on(False))
+        return by_platform(*arrays, cpu=on(True), default=on(False))
 
     return as_one(on_platform, *(leaf for leaf in leaves if isinstance(leaf, Array)))
 

@@ -27,6 +27,7 @@ from jax_softmax._linear_rows import (
 )
 from jax_softmax._linear_tiles import Head, Index, Layer
 from jax_softmax._partition import gap, log1p, partition, shifted_exp
+from jax_softmax._platform import by_platform
 from jax_softmax._shards import AxisName, alike
 from jax_softmax._tracing import traced_once
 
@@ -190,7 +191,7 @@ def _largest(head: Head, z: Array, k: int) -> tuple[Array, Array]:
         return _one_by_one(z, k)
 
     on_cpu = at_once if head.devices == 1 else one_by_one
-    return lax.platform_dependent(z, cpu=on_cpu, default=at_once)
+    return by_platform(z, cpu=on_cpu, default=at_once)
 
 
 def _one_by_one(z: Array, k: int) -> tuple[Array, Array]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jax_softmax._platform import by_platform
 from jax_softmax._shards import Shards
 
 Index = Array | int
@@ -167,7 +168,7 @@ def _not_known(start: int) -> Array:
     """Where a piece starts, not known while compiling for accelerators: XLA for a GPU
     would write all of the array that the piece is added to."""
     barrier = lax.optimization_barrier
-    return lax.platform_dependent(start, cpu=jnp.asarray, default=barrier)
+    return by_platform(start, cpu=jnp.asarray, default=barrier)
 
 
 def deals(head: Head, tokens: int) -> int:

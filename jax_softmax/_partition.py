@@ -28,6 +28,7 @@ from jax_softmax._exponential import (
     two_sum,
 )
 from jax_softmax._folds import others_sum, row_sum, stored_sum
+from jax_softmax._platform import by_platform
 from jax_softmax._shards import Shards
 
 LOG2_LOW = {32: -1.904654e-09, 64: 2.319047e-17}  # log(2) less what its type holds
@@ -148,8 +149,7 @@ def _share(terms: Array, p: Partition) -> Array:
         inverse, rest = quotient((jnp.ones_like(total), 0), (total, low))
         return terms * inverse + terms * rest
 
-    on = lax.platform_dependent
-    return on(terms, *_total(p), cpu=divided, default=multiplied)
+    return by_platform(terms, *_total(p), cpu=divided, default=multiplied)
 
 
 def _total(p: Partition) -> tuple[Array, Array]:

@@ -304,3 +304,25 @@ def test_a_label_that_32_bits_do_not_hold_is_no_class():
     labels[50] = 2**32
     with pytest.raises(NonFiniteLoss):
         list(fit(model, x, labels, optimizer=MOMENTUM, key=KEY, epochs=1))
+
+
+@pytest.mark.parametrize("kinds", [(">f4", ">i8"), (">f8", ">u2")])
+def test_arrays_of_another_byte_order(kinds):
+    model, x, labels = problem()
+    arguments = {"optimizer": MOMENTUM, "key": KEY, "epochs": 1, "batch_size": 10}
+    (epoch,) = fit(model, x, labels, **arguments)
+    swapped = x.astype(kinds[0]), labels.astype(kinds[1])
+    (other,) = fit(model, *swapped, **arguments, validation=swapped)
+    assert (other.model.w == epoch.model.w).all()
+    assert other.validation_loss == float(evaluate(epoch.model, x, labels)[0])
+
+
+def test_losses_in_float64():
+    model, x, labels = problem()
+    with jax.enable_x64(True):
+        wide = SoftmaxRegression(*(np.asarray(leaf, np.float64) for leaf in model))
+        (epoch,) = fit(
+            wide, x, labels, optimizer=optax.sgd(0.1), key=KEY, epochs=1, batch_size=103
+        )
+        exact, _ = evaluate(wide, x, labels)
+    assert epoch.train_loss == pytest.approx(float(exact), rel=1e-14)

@@ -102,6 +102,69 @@ def test_as_accurate_as_on_one_device(shape, n, rows):
         accuracy.within(errors, c.names, accuracy.BOUNDS[promise])
 
 
+def spread(f):
+    """A function whose arguments lie on an Explicit mesh, rows and classes, without
+    shard_map: JAX's types say where every result lies."""
+    explicit = (jax.sharding.AxisType.Explicit,) * 2
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=explicit)
+
+    def over_the_mesh(*arrays):
+        with jax.set_mesh(mesh):
+            return f(
+                *(
+                    jax.device_put(a, P(*("data", "model")[: np.ndim(a)]))
+                    for a in arrays
+                )
+            )
+
+    return over_the_mesh
+
+
+@pytest.mark.parametrize("n", [10, 1000])
+@pytest.mark.parametrize("promise", accuracy.BOUNDS, ids=lambda f: f.__name__)
+def test_classes_on_an_explicit_mesh(promise, n):
+    c = accuracy.case(n, rows=32)
+    accuracy.within(promise(c, spread), c.names, accuracy.BOUNDS[promise])
+
+
+def test_divergences_on_an_explicit_mesh():
+    rng = np.random.default_rng(0)
+    z, dz = rng.normal(0, 3, (2, 4, 10)).astype(np.float32)
+
+    def figures(z, y):
+        p, q = js.Logits(z), js.Probs(js.softmax(y))
+        return js.entropy(p), js.kl_divergence(p, q), js.js_divergence(p, q)
+
+    found = spread(jax.jit(figures))(z, z + dz)
+    for a, b in zip(found, figures(z, z + dz), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize("w_lies", [P(None, None), P(None, "model"), P("model", None)])
+def test_the_linear_loss_on_an_explicit_mesh(w_lies):
+    """By auto_axes, as the README says."""
+    rng = np.random.default_rng(0)
+    x, w = (rng.normal(size=shape).astype(np.float32) for shape in ((8, 6), (6, 40)))
+    labels = rng.integers(0, 40, 8, np.int32)
+    explicit = (jax.sharding.AxisType.Explicit,) * 2
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=explicit)
+    mean = js.mean_linear_cross_entropy
+    expected = jax.value_and_grad(lambda w: mean(x, w, labels))(w)
+    with jax.set_mesh(mesh):
+        on_mesh = jax.sharding.auto_axes(mean, out_sharding=P())
+        spread_x, spread_labels = (jax.device_put(a, ROWS) for a in (x, labels))
+        found = jax.jit(
+            jax.value_and_grad(lambda w: on_mesh(spread_x, w, spread_labels))
+        )(jax.device_put(w, w_lies))
+        losses = jax.sharding.auto_axes(js.linear_cross_entropy, out_sharding=ROWS)
+        per_row = losses(spread_x, jax.device_put(w, w_lies), spread_labels)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        per_row, js.linear_cross_entropy(x, w, labels), rtol=1e-6
+    )
+
+
 @over_meshes
 def test_the_contract_at_the_edges(shape):
     """Three classes on four devices: some are alone on theirs, one device is empty."""
