@@ -120,6 +120,7 @@ def fit(
             on a mesh, a sharding constraint in here spreads the rows of a batch.
         validation: x and labels to evaluate on after every epoch.
         progress: where to go on from: an earlier Epoch's, or one that watch was given.
+            The rest of the arguments must be as they were, but for epochs.
         watch: called with the Progress now and then within an epoch, to save it or, by
             raising, to stop.
         watch_every: multiples of so many steps are among those moments.
