@@ -86,7 +86,7 @@ def sweep(
     >>> x, labels = jnp.array([[0.0], [1.0], [2.0], [3.0]]), jnp.array([0, 0, 1, 1])
     >>> keys = jax.random.split(jax.random.key(0), 2)
     >>> models = jax.vmap(lambda key: SoftmaxRegression.init(key, 1, 2))(keys)
-    >>> rates = jnp.array([0.1, 1.0, 1e38])
+    >>> rates = jnp.array([0.1, 1.0, jnp.inf])
     >>> for epoch in sweep(models, x, labels, optimizer=optax.sgd, settings=rates,
     ...                    keys=keys, batch_size=3, epochs=50, validation=(x, labels)):
     ...     pass
