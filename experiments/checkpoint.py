@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +82,7 @@ class Checkpoints:
             "step": len(progress.losses),
             "leaves": {n: [f"{x.dtype}", *x.shape] for n, x in leaves.items()},
             "sha256": sha256(content.data).hexdigest(),
-            "versions": {name: version(name) for name in report.PACKAGES},
+            "versions": report.versions(),
         }
         self._pending = self.folder / f"{steps_done:09d}"
         try:

@@ -299,8 +299,8 @@ def _fitted(
             ) from None
         except Stop as told:
             raise Interrupted(
-                f"Interrupted: {len(journal.metrics)} finished epochs are kept in "
-                f"{out}. Go on with --resume {out}.",
+                f"Interrupted after {len(journal.metrics)} of {epochs} epochs: all "
+                f"that was done is kept in {out}. Go on with --resume {out}.",
                 *told.args,
             ) from None
     return jax.device_get(model), journal.metrics

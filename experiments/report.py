@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,11 +55,17 @@ def environment() -> dict[str, Any]:
         ),
         "date": f"{date.today()}",
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in PACKAGES},
+        **versions(),
         "device": f"{device.platform}: {device.device_kind}",
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Those of the packages that a figure, or the bits of a run, depend on."""
+    return {name: metadata.version(name) for name in PACKAGES}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -117,6 +117,14 @@ def integer(name: str, value: int) -> int:
     return int(value)
 
 
+def at_least(least: int, name: str, value: int) -> int:
+    """An integer that is known while tracing, and no smaller."""
+    value = integer(name, value)
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return value
+
+
 def flag(name: str, value: bool) -> bool:
     """True or False, known while tracing."""
     if not isinstance(value, bool | np.bool_):
@@ -189,12 +197,32 @@ def shards(axis_name: AxisName | None, here: int, classes: int | None) -> Shards
 
 def array_of(name: str, value: ArrayLike) -> Array:
     """An array of numbers, or of booleans."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} must not be a masked array, whose mask JAX drops: fill it, and "
+            "say what to keep by an argument such as where"
+        )
+    if isinstance(value, np.ndarray) and not value.dtype.isnative:
+        value = value.astype(value.dtype.newbyteorder("="))
     try:
         return jnp.asarray(value)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"{name} must be an array of numbers, got {type(value).__name__}"
+    except OverflowError:
+        raise ValueError(
+            f"{name} must fit {jnp.asarray(0).dtype}, got {value}"
         ) from None
+    except (TypeError, ValueError):
+        kind = f" of {value.dtype}" if isinstance(value, np.ndarray) else ""
+        raise TypeError(
+            f"{name} must be an array of numbers, got {type(value).__name__}{kind}"
+        ) from None
+
+
+def scalar(name: str, value: ArrayLike) -> Array:
+    """One number, which may be traced."""
+    array = array_of(name, value)
+    if array.ndim:
+        raise ValueError(f"{name} must be one number, got shape {array.shape}")
+    return array
 
 
 def _boolean(name: str, value: ArrayLike) -> Array:

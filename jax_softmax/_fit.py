@@ -150,20 +150,17 @@ def fit(
             "optimizer must be one of optax's, such as optax.sgd(0.1), "
             f"got {optimizer!r}"
         )
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if epochs < 0:
-        raise ValueError(f"epochs must not be negative, got {epochs}")
-    if watch_every is not None and watch_every < 1:
-        raise ValueError(f"watch_every must be at least 1, got {watch_every}")
+    batch_size = checks.at_least(1, "batch_size", batch_size)
+    epochs = checks.at_least(0, "epochs", epochs)
+    if watch_every is not None:
+        watch_every = checks.at_least(1, "watch_every", watch_every)
     if validation is not None:
-        validation = _examples(
-            "validation x", "validation labels", *map(_on_device, validation)
-        )
+        validation = validated(validation)
+    steps = -(-len(source) // batch_size)
+    begin = _begin(model, optimizer, progress, steps)
 
     def run() -> Iterator[Epoch]:
-        now = progress or Progress.start(model, optimizer)
-        losses, steps = now.losses, -(-len(source) // batch_size)
+        now, losses = begin, begin.losses
         plan = Blocks(
             key,
             len(source),
@@ -213,7 +210,27 @@ def fit(
     return run()
 
 
-@partial(jax.jit, static_argnames="transform")
+def _begin(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    progress: Progress | None,
+    steps: int,
+) -> Progress:
+    if progress is None:
+        return Progress.start(jax.tree.map(jnp.asarray, model), optimizer)
+    if not isinstance(progress, Progress):
+        raise TypeError(
+            "progress must be a Progress, such as that of an Epoch, "
+            f"got {type(progress).__name__}"
+        )
+    if len(progress.losses) > steps:
+        raise ValueError(
+            f"progress has done {len(progress.losses)} steps of an epoch that has "
+            f"{steps}: it belongs to another batch_size or to other rows"
+        )
+    return progress
+
+
 def evaluate(
     model: Model,
     x: ArrayLike,
@@ -225,8 +242,16 @@ def evaluate(
 
     Raises:
         ValueError: no rows, or not as many labels as rows.
+        TypeError: x or labels are no numbers.
     """
     x, labels = _examples("x", "labels", x, labels)
+    return _evaluate(model, x, labels, transform)
+
+
+@partial(jax.jit, static_argnames="transform")
+def _evaluate(
+    model: Model, x: Array, labels: Array, transform: Transform
+) -> tuple[Array, Array]:
     logits = _logits(model, x, transform)
     loss = cross_entropy(logits, labels).mean()
     accuracy = (logits.argmax(-1) == labels).mean()
@@ -274,13 +299,13 @@ def _train(
 
     def step(carry: tuple[Array, Array, _State]) -> tuple[Array, Array, _State]:
         i, losses, (model, opt_state, last_good) = carry
-        loss, gradient = jax.value_and_grad(objective)(
-            model, transform(x[i]), labels[i]
+        batch = transform(x[i]), labels[i]
+        loss, updated, opt_state = one_step(
+            model, opt_state, optimizer, objective, batch
         )
-        updates, opt_state = optimizer.update(gradient, opt_state, model)
         keep = partial(jnp.where, jnp.isfinite(loss))
         last_good = jax.tree.map(keep, model, last_good)
-        stepped = _State(optax.apply_updates(model, updates), opt_state, last_good)
+        stepped = _State(updated, opt_state, last_good)
         return i + 1, losses.at[i].set(loss.astype(losses.dtype)), stepped
 
     def unfinished(carry: tuple[Array, Array, _State]) -> Array:
@@ -290,6 +315,29 @@ def _train(
     nothing = jnp.zeros(len(labels))
     _, losses, state = lax.while_loop(unfinished, step, (jnp.int32(0), nothing, state))
     return state, losses
+
+
+def one_step(
+    model: Model,
+    opt_state: optax.OptState,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    batch: tuple[Array, Array],
+) -> tuple[Float[Array, ""], Model, optax.OptState]:
+    """The batch's loss, and the model and the optimizer's state after its update.
+
+    An optimizer has all that optax's ask for: those that search along a line evaluate
+    the batch's objective, others wait for its loss to stop falling.
+    """
+
+    def objective_of(model: Model) -> Array:
+        return objective(model, *batch)
+
+    loss, gradient = jax.value_and_grad(objective_of)(model)
+    updates, opt_state = optax.with_extra_args_support(optimizer).update(
+        gradient, opt_state, model, value=loss, grad=gradient, value_fn=objective_of
+    )
+    return loss, optax.apply_updates(model, updates), opt_state
 
 
 @jax.jit
@@ -352,17 +400,29 @@ def _on_device(values: ArrayLike) -> ArrayLike:
 
     A copy, since device_put may take what lies in the host's memory for its own.
     """
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+    if not isinstance(values, np.ndarray) or isinstance(values, np.ma.MaskedArray):
+        return values
+    if values.dtype.kind not in "biuf":
         return values
     copy = aligned(values.shape, values.dtype.newbyteorder("="))
     copy[...] = values
     return jax.device_put(checks.not_wrapped(copy))
 
 
+def validated(validation: tuple[ArrayLike, ArrayLike]) -> tuple[Array, Array]:
+    """What to evaluate on, checked, and copied to the device."""
+    if len(validation) != 2:
+        raise ValueError(
+            f"validation must be a pair, x and labels, got {len(validation)} of them"
+        )
+    names = "validation x", "validation labels"
+    return _examples(*names, *map(_on_device, validation))
+
+
 def _examples(
     x_name: str, labels_name: str, x: ArrayLike, labels: ArrayLike
 ) -> tuple[Array, Array]:
-    x = jnp.asarray(x)
+    x = checks.array_of(x_name, x)
     if x.ndim == 0 or len(x) == 0:
         raise ValueError(f"{x_name} must have at least one row, got shape {x.shape}")
     return x, checks.class_ids(labels_name, labels, x.shape[:1])

@@ -178,7 +178,7 @@ def mean_linear_cross_entropy(
         shares = jnp.where(layer.keep, shares, 0)
     count = shares.sum()
     if normalizer is not None:
-        count = checks.array_of("normalizer", normalizer).astype(wide)
+        count = checks.scalar("normalizer", normalizer).astype(wide)
     shares = jnp.where(count == 0, 0, shares / jnp.where(count == 0, 1, count))
     z_loss = checks.number("z_loss", z_loss)
     return _weighted_sum(head, chunk, z_loss, layer, shares)

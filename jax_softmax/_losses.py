@@ -185,7 +185,7 @@ def mean_loss(
     total = jnp.where(keep, wide, 0).sum()
     count = keep.sum()
     if normalizer is not None:
-        count = checks.array_of("normalizer", normalizer)
+        count = checks.scalar("normalizer", normalizer)
     count = count.astype(wide.dtype)
     return jnp.where(count == 0, 0, total / jnp.where(count == 0, 1, count))
 

@@ -9,6 +9,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Integer, Key
 
+from jax_softmax import _checks as checks
 from jax_softmax._losses import cross_entropy, mean_loss
 
 MANY_CLASSES = 32  # from which on a matmul as it stands is the faster one
@@ -39,7 +40,15 @@ class SoftmaxRegression(NamedTuple):
         scale: float = 0.01,
         dtype: jnp.dtype = jnp.float32,
     ) -> "SoftmaxRegression":
-        """w ~ N(0, scale^2) and b = 0, as in the book."""
+        """w ~ N(0, scale^2) and b = 0, as in the book.
+
+        Raises:
+            TypeError: key is no key, or features or classes are no integers.
+            ValueError: there are several keys, or no features or classes.
+        """
+        checks.one_key("key", key)
+        features = checks.at_least(1, "features", features)
+        classes = checks.at_least(1, "classes", classes)
         w = scale * jax.random.normal(key, (features, classes), dtype)
         return cls(w, jnp.zeros(classes, dtype))
 
@@ -49,13 +58,15 @@ class SoftmaxRegression(NamedTuple):
         """x w + b.
 
         Raises:
-            ValueError: the last axis of x is not as long as w has features.
+            ValueError: the last axis of x is not as long as w has features, or b not
+                as w has classes.
         """
-        x = jnp.asarray(x)
-        features = self.w.shape[0]
+        x = checks.array_of("x", x)
+        features, classes = self.w.shape
+        checks.same_shape("b", self.b, (classes,))
         if x.ndim == 0 or x.shape[-1] != features:
             raise ValueError(f"x must have {features} features, got shape {x.shape}")
-        if self.w.shape[1] >= MANY_CLASSES:
+        if classes >= MANY_CLASSES:
             return jnp.matmul(x, self.w) + self.b
         # XLA for CPU is three times as fast at g^T x as at x^T g, w's gradient: the
         # barrier keeps it from turning the one into the other.
@@ -83,12 +94,13 @@ class SoftmaxRegression(NamedTuple):
             x: features.
             labels: in [0, classes). Any other id makes the objective NaN.
             where: rows to keep; the mean is over them.
-            l2: the penalty on w. The biases are free.
+            l2: the penalty on w, one number. The biases are free.
             label_smoothing: as in cross_entropy.
         """
         losses = cross_entropy(
             self.logits(x), labels, where=where, label_smoothing=label_smoothing
         )
         loss = mean_loss(losses, where)
-        is_free = isinstance(l2, Real) and l2 == 0
-        return loss if is_free else loss + l2 / 2 * jnp.sum(self.w**2)
+        if isinstance(l2, Real) and l2 == 0:
+            return loss
+        return loss + checks.scalar("l2", l2) / 2 * jnp.sum(self.w**2)

@@ -13,7 +13,15 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Integer, Key
 
 from jax_softmax import _checks as checks
-from jax_softmax._fit import Model, Objective, Transform, evaluate, gathered
+from jax_softmax._fit import (
+    Model,
+    Objective,
+    Transform,
+    evaluate,
+    gathered,
+    one_step,
+    validated,
+)
 from jax_softmax._regression import SoftmaxRegression
 from jax_softmax._shuffle import epoch_order
 
@@ -102,9 +110,10 @@ def sweep(
     if x.ndim == 0 or len(x) == 0:
         raise ValueError(f"x must have at least one row, got shape {x.shape}")
     labels = np.asarray(checks.class_ids("labels", labels, x.shape[:1]))
-    for name, number, least in (("batch_size", batch_size, 1), ("epochs", epochs, 0)):
-        if number < least:
-            raise ValueError(f"{name} must be at least {least}, got {number}")
+    batch_size = checks.at_least(1, "batch_size", batch_size)
+    epochs = checks.at_least(0, "epochs", epochs)
+    if validation is not None:
+        validation = validated(validation)
     _count("keys and models", (keys, models))
     settings = jax.tree.map(jnp.asarray, settings)
     _count("settings", settings)
@@ -190,9 +199,10 @@ def _train(
         state: tuple[Model, optax.OptState], setting: Any, x: Array, labels: Array
     ) -> tuple[tuple[Model, optax.OptState], Array]:
         model, opt_state = state
-        loss, gradient = jax.value_and_grad(objective)(model, x, labels)
-        updates, opt_state = optimizer(setting).update(gradient, opt_state, model)
-        return (optax.apply_updates(model, updates), opt_state), loss
+        loss, model, opt_state = one_step(
+            model, opt_state, optimizer(setting), objective, (x, labels)
+        )
+        return (model, opt_state), loss
 
     every = _over_both(one, (0, None, 0, 0), (0, 0, None, None))
 

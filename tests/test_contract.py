@@ -557,6 +557,36 @@ MISTAKES = {
         "0",
     ),
     "base 1": (lambda: js.entropy(js.Logits(F), base=1), ValueError, "base", "1"),
+    "a masked array": (
+        lambda: js.softmax(np.ma.masked_array(F, np.asarray(F) > 0)),
+        TypeError,
+        "x must not be a masked array",
+        "where",
+    ),
+    "words": (
+        lambda: js.softmax(np.array(["a"])),
+        TypeError,
+        "x must be an array of numbers",
+        "<U1",
+    ),
+    "a label beyond 64 bits": (
+        lambda: js.cross_entropy(F, [2**70, 0]),
+        ValueError,
+        "labels must fit int32",
+        str(2**70),
+    ),
+    "several normalizers": (
+        lambda: js.mean_loss(F[0], normalizer=F[0]),
+        ValueError,
+        "normalizer must be one number",
+        r"\(3,\)",
+    ),
+    "several penalties": (
+        lambda: js.SoftmaxRegression(F, F[0]).objective(F[:, :2], Y, l2=F[0]),
+        ValueError,
+        "l2 must be one number",
+        r"\(3,\)",
+    ),
 }
 
 

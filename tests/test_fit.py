@@ -13,6 +13,7 @@ from jax_softmax import (
     evaluate,
     fit,
 )
+from jax_softmax._fit import Progress
 from jax_softmax._shuffle import Blocks, epoch_order
 
 pytestmark = pytest.mark.usefixtures("strict_types")
@@ -250,11 +251,22 @@ def test_divergence_keeps_a_model_whose_loss_was_finite():
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"watch_every": 0}, "watch_every must be at least 1, got 0"),
-        ({"epochs": -1}, "epochs must not be negative, got -1"),
+        ({"epochs": -1}, "epochs must be at least 0, got -1"),
+        ({"epochs": 1.5}, "epochs must be a Python integer.*got float"),
+        ({"batch_size": 16.0}, "batch_size must be a Python integer.*got float"),
+        ({"batch_size": True}, "batch_size must be a Python integer.*got bool"),
         ({"x": np.zeros((0, 4), np.float32)}, "x must have at least one row"),
         ({"labels": np.array(["a"] * 103)}, "labels must be an array of numbers"),
         ({"labels": np.zeros(5, int)}, r"labels must have shape \(103,\), got \(5,\)"),
+        ({"x": np.array([["a"]] * 103)}, "x must be an array of numbers.*of <U1"),
+        ({"x": np.ma.masked_array(np.zeros((103, 4)))}, "x must not be a masked array"),
         ({"validation": (np.zeros((2, 4)), np.zeros(3, int))}, "validation labels"),
+        ({"validation": (np.zeros((2, 4)),)}, "validation must be a pair.*got 1"),
+        ({"progress": ()}, "progress must be a Progress.*got tuple"),
+        (
+            {"progress": Progress.start({}, MOMENTUM)._replace(losses=np.zeros(2))},
+            "progress has done 2 steps of an epoch that has 1: it belongs to another",
+        ),
         ({"optimizer": "adam"}, "optimizer must be one of optax's.*'adam'"),
         ({"key": 0}, "key must be a key.*got int"),
         (
@@ -315,6 +327,43 @@ def test_arrays_of_another_byte_order(kinds):
     (other,) = fit(model, *swapped, **arguments, validation=swapped)
     assert (other.model.w == epoch.model.w).all()
     assert other.validation_loss == float(evaluate(epoch.model, x, labels)[0])
+
+
+def test_evaluation_of_another_byte_order():
+    """Where arrays go into jax.jit as they are, the second call reads them wrongly."""
+    model, x, labels = problem()
+    native = evaluate(model, x, labels)
+    for _ in range(3):
+        assert evaluate(model, x.astype(">f4"), labels.astype(">i4")) == native
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.lbfgs(),
+        optax.chain(optax.sgd(0.3), optax.contrib.reduce_on_plateau(patience=2)),
+        optax.contrib.schedule_free_sgd(0.3),
+    ],
+    ids=["search along a line", "by the loss", "schedule free"],
+)
+def test_optimizers_that_ask_for_more_than_a_gradient(optimizer):
+    model, x, labels = problem()
+    arguments = {"key": KEY, "epochs": 4, "batch_size": 50}
+    with jax.numpy_dtype_promotion("standard"):  # which optax's own need
+        *_, last = fit(model, x, labels, optimizer=optimizer, **arguments)
+    *_, plain = fit(model, x, labels, optimizer=optax.sgd(0.3), **arguments)
+    before = evaluate(model, x, labels)[0]
+    gain = before - evaluate(last.model, x, labels)[0]
+    assert gain > 0.5 * (before - evaluate(plain.model, x, labels)[0])
+
+
+def test_a_float64_model_where_jax_has_no_float64():
+    model, x, labels = problem()
+    wide = SoftmaxRegression(*(np.asarray(leaf, np.float64) for leaf in model))
+    arguments = {"optimizer": MOMENTUM, "key": KEY, "epochs": 1}
+    (epoch,) = fit(wide, x, labels, **arguments)
+    (same,) = fit(model, x, labels, **arguments)
+    assert (epoch.model.w == same.model.w).all()
 
 
 def test_losses_in_float64():

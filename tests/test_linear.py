@@ -528,6 +528,8 @@ def test_options_that_are_not_known_while_tracing(our_errors):
         mean_linear_cross_entropy(x, w, labels, z_loss=np.nan)
     with pytest.raises(TypeError, match="normalizer must be an array of numbers"):
         mean_linear_cross_entropy(x, w, labels, normalizer="2")
+    with pytest.raises(ValueError, match=r"normalizer must be one number.*\(2,\)"):
+        mean_linear_cross_entropy(x, w, labels, normalizer=jnp.ones(2))
     with pytest.raises(TypeError, match="return_lse must be True or False"):
         linear_cross_entropy(x, w, labels, return_lse="yes")
 

@@ -8,6 +8,8 @@ import pytest
 from jax_softmax import SoftmaxRegression, closed_form, compare_gradients
 from jax_softmax._regression import MANY_CLASSES
 
+KEY = jax.random.key(0)
+
 pytestmark = pytest.mark.usefixtures("strict_types")
 
 
@@ -90,9 +92,27 @@ def test_predict_takes_the_largest_logit_and_the_first_of_equals():
     assert model.predict(x[0]).shape == ()
 
 
-def test_wrong_feature_count_is_named(batch):
+@pytest.mark.usefixtures("our_errors")
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (
+            lambda model, x: model.logits(x[:, :6]),
+            r"x must have 7 features, got shape \(11, 6\)",
+        ),
+        (
+            lambda model, x: model._replace(b=jnp.zeros(1)).logits(x),
+            r"b must have shape \(5,\), got \(1,\)",
+        ),
+        (lambda model, x: model.init(0, 7, 5), "key must be a key.*got int"),
+        (
+            lambda model, x: model.init(KEY, -1, 5),
+            "features must be at least 1, got -1",
+        ),
+        (lambda model, x: model.init(KEY, 7, 5.0), "classes must be a Python integer"),
+    ],
+)
+def test_bad_input_is_one_sentence(batch, call, sentence):
     model, x, _ = batch
-    with pytest.raises(
-        ValueError, match=r"x must have 7 features, got shape \(11, 6\)"
-    ):
-        model.logits(x[:, :6])
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        call(model, x)

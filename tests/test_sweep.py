@@ -44,14 +44,19 @@ def clipped_momentum(setting):
     return optax.chain(clip, optax.sgd(setting["rate"], momentum=0.9))
 
 
+def less_on_a_plateau(rate):
+    return optax.chain(optax.sgd(rate), optax.contrib.reduce_on_plateau(patience=1))
+
+
 @pytest.mark.parametrize(
     ("optimizer", "settings"),
     [
         (optax.sgd, np.array([0.01, 0.5])),
         (lambda s: optax.adam(s[0], b1=s[1]), (np.array([0.01, 0.1]), np.ones(2) / 2)),
         (clipped_momentum, {"rate": np.ones(2) / 9, "clip": np.array([0.1, 0.5])}),
+        (less_on_a_plateau, np.array([0.01, 0.5])),
     ],
-    ids=["sgd", "adam", "clipped momentum"],
+    ids=["sgd", "adam", "clipped momentum", "by the loss"],
 )
 def test_each_model_is_the_one_that_fit_trains(optimizer, settings):
     epochs = swept(optimizer, settings)
@@ -128,6 +133,8 @@ def test_images_stay_as_they_are():
         ({"labels": LABELS[:5]}, "labels must have shape"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"epochs": -1}, "epochs must be at least 0, got -1"),
+        ({"epochs": 2.0}, "epochs must be a Python integer.*got float"),
+        ({"validation": (X,)}, "validation must be a pair.*got 1"),
         ({"keys": KEYS[:1]}, "keys and models must share one leading axis"),
         ({"settings": 0.1}, "settings must share one leading axis"),
         ({"optimizer": optax.sgd(0.1)}, "optimizer must make one of optax's from a"),
