@@ -110,7 +110,8 @@ def fit(
         x: one row per example, of any type: kept as it is, for example as uint8. Or
             Rows, which bring their own labels from wherever they are.
         labels: class ids.
-        optimizer: any of optax's.
+        optimizer: any of optax's, also one that searches along a line of the batch's
+            objective or goes by its loss.
         key: decides the order of the rows.
         epochs: how many passes to make.
         batch_size: rows per update.
@@ -130,8 +131,9 @@ def fit(
 
     Raises:
         ValueError: no rows, not as many labels as rows, batch_size < 1, epochs < 0 or
-            watch_every < 1, or several keys.
-        TypeError: optimizer is none of optax's, or key no key.
+            watch_every < 1, several keys, or progress with more steps than an epoch.
+        TypeError: optimizer is none of optax's, key no key, progress no Progress, or
+            a count no integer.
         NonFiniteLoss: names the step; it carries the last model with a finite loss.
 
     >>> x = jnp.array([[0.0], [1.0], [2.0], [3.0]])

@@ -47,6 +47,11 @@ class Partition(NamedTuple):
     def tail(self) -> Float[Array, "*batch"]:
         return self.raised_tail * 2.0**-RAISED
 
+    @property
+    def column(self) -> "Partition":
+        """Beside the logits of its rows: [*batch, 1]."""
+        return Partition(*(leaf[..., None] for leaf in self))
+
 
 def log1p(tail: Array) -> Array:
     """log(1 + tail), within 1.5 ULP."""
@@ -113,13 +118,11 @@ def partition_and_probability(
         shards = None
     if z.shape[-1] <= FEW_CLASSES and shards is None:
         part, exp = partition_and_exp(z)
-        column = Partition(*(leaf[..., None] for leaf in part))
-        return part, _share(exp, column)
+        return part, _share(exp, part.column)
     part = partition(z)
     if shards is not None:
         part = merge(shards.each(part))
-    column = Partition(*(leaf[..., None] for leaf in part))
-    return part, _probability(checks.wide(z), column)
+    return part, _probability(checks.wide(z), part.column)
 
 
 def _probability(z: Array, p: Partition) -> Array:

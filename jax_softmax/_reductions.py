@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float
 from jax_softmax import _checks as checks
 from jax_softmax._entries import rounded
 from jax_softmax._partition import (
-    Partition,
     complement,
     gap,
     log1p,
@@ -163,8 +162,7 @@ def normalized(
     All are as wide as sums are, also where z is narrower.
     """
     part, probs = partition_and_probability(z, shards)
-    z = checks.wide(z)
-    column = Partition(*(leaf[..., None] for leaf in part))
+    z, column = checks.wide(z), part.column
     return Normalized(
         log_partition(part),
         -(gap(z, column.max) + log1p(column.tail)),
