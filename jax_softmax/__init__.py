@@ -43,6 +43,8 @@ from jax_softmax._divergences import kl_divergence as kl_divergence
 from jax_softmax._divergences import mutual_information as mutual_information
 from jax_softmax._fit import Epoch as Epoch
 from jax_softmax._fit import NonFiniteLoss as NonFiniteLoss
+from jax_softmax._fit import Progress as Progress
+from jax_softmax._fit import Rows as Rows
 from jax_softmax._fit import evaluate as evaluate
 from jax_softmax._fit import fit as fit
 from jax_softmax._gradient_report import GradientReport as GradientReport

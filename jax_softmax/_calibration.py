@@ -22,6 +22,7 @@ from jax_softmax._losses import (
     nll_and_grad,
 )
 from jax_softmax._reductions import softmax
+from jax_softmax._tracing import traced_once
 
 LOG_RANGE = 80.0  # of the inverse temperature, whose exp then fits in a float32
 SEARCH_STEPS = 100
@@ -52,7 +53,6 @@ class TemperatureScaling(NamedTuple):
         return jnp.where(certain, limit, jnp.where(jnp.isinf(z), z, scaled))
 
 
-@jax.jit
 def temperature_scaling(
     logits: Float[ArrayLike, "*batch classes"],
     labels: Integer[ArrayLike, "*batch"],
@@ -93,6 +93,11 @@ def temperature_scaling(
     >>> print(temperature_scaling(logits, jnp.array([0, 0, 0, 1])).temperature)
     0.0
     """
+    return _temperature(*_checked(logits, labels, where))
+
+
+@traced_once()
+def _temperature(logits: Array, labels: Array, where: Array) -> TemperatureScaling:
     z, labels, keep = _held_out(logits, labels, where)
     known, column = known_label(labels, z.shape[-1])
     own = at_label(z, column)[..., None]
@@ -158,7 +163,6 @@ class VectorScaling(NamedTuple):
         return jnp.where(possible, self.w * jnp.where(possible, z, 0) + self.b, z)
 
 
-@partial(jax.jit, static_argnames="l2")
 def vector_scaling(
     logits: Float[ArrayLike, "*batch classes"],
     labels: Integer[ArrayLike, "*batch"],
@@ -189,15 +193,21 @@ def vector_scaling(
     Raises:
         TypeError: logits are not floating point, or labels not integers.
         ValueError: labels or where are not shaped like the rows of logits, or l2 is not
-            above 0.
+            above 0 and finite.
 
     >>> logits = jnp.array([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
     >>> scaling = vector_scaling(logits, jnp.array([0, 0, 1, 1]))
     >>> print(f"{softmax(scaling.logits(logits[0]))[0]:.3f}")
     0.667
     """
+    l2 = checks.number("l2", l2)
     if not l2 > 0:
         raise ValueError(f"l2 must be above 0, got {l2}")
+    return _vectors(*_checked(logits, labels, where), l2)
+
+
+@traced_once(static_argnames="l2")
+def _vectors(logits: Array, labels: Array, where: Array, l2: float) -> VectorScaling:
     z, labels, keep = _held_out(logits, labels, where)
     classes = z.shape[-1]
     rows, labels, keep = z.reshape(-1, classes), labels.reshape(-1), keep.reshape(-1)
@@ -303,11 +313,16 @@ def _wide(logits: ArrayLike) -> Array:
     return checks.wide(checks.scores("logits", logits))
 
 
-def _held_out(
+def _checked(
     logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None
 ) -> tuple[Array, Array, Array]:
+    logits = checks.scores("logits", logits)
+    batch = logits.shape[:-1]
+    labels = checks.class_ids("labels", labels, batch)
+    return logits, labels, checks.row_mask("where", where, batch)
+
+
+def _held_out(logits: Array, labels: Array, where: Array) -> tuple[Array, Array, Array]:
     """Dropped rows are made harmless, and their labels known."""
-    logits = _wide(logits)
-    labels = checks.class_ids("labels", labels, logits.shape[:-1])
-    z, keep = kept_rows(logits, where)
+    z, keep = kept_rows(checks.wide(logits), where)
     return z, jnp.where(keep, labels, 0), keep

@@ -197,13 +197,7 @@ def shards(axis_name: AxisName | None, here: int, classes: int | None) -> Shards
 
 def array_of(name: str, value: ArrayLike) -> Array:
     """An array of numbers, or of booleans."""
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(
-            f"{name} must not be a masked array, whose mask JAX drops: fill it, and "
-            "say what to keep by an argument such as where"
-        )
-    if isinstance(value, np.ndarray) and not value.dtype.isnative:
-        value = value.astype(value.dtype.newbyteorder("="))
+    value = plain(name, value)
     try:
         return jnp.asarray(value)
     except OverflowError:
@@ -215,6 +209,18 @@ def array_of(name: str, value: ArrayLike) -> Array:
         raise TypeError(
             f"{name} must be an array of numbers, got {type(value).__name__}{kind}"
         ) from None
+
+
+def plain(name: str, value: ArrayLike) -> ArrayLike:
+    """NumPy's arrays without what jax.jit does not see: a mask, another byte order."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} must not be a masked array, whose mask JAX drops: fill it, and "
+            "say what to keep by an argument such as where"
+        )
+    if isinstance(value, np.ndarray) and not value.dtype.isnative:
+        return value.astype(value.dtype.newbyteorder("="))
+    return value
 
 
 def scalar(name: str, value: ArrayLike) -> Array:

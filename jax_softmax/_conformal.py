@@ -63,6 +63,7 @@ def conformal_threshold(
     0.7 [[False  True]
      [False False]]
     """
+    miss_rate = checks.number("miss_rate", miss_rate)
     if not 0 < miss_rate < 1:
         raise ValueError(f"miss_rate must be in (0, 1), got {miss_rate}")
     rate = Fraction(str(float(miss_rate)))

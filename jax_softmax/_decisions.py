@@ -171,6 +171,7 @@ def top_k_accuracy(
     """
     rows = scored_rows("scores", scores, labels, where)
     x, classes = rows.scores, rows.scores.shape[-1]
+    k = checks.integer("k", k)
     if not 1 <= k <= classes:
         raise ValueError(f"k must be in [1, {classes}], got {k}")
     own = at_label(x, rows.labels)[:, None]
@@ -206,8 +207,7 @@ def confusion_matrix(
     [[1. 1.]
      [0. 1.]]
     """
-    if classes < 1:
-        raise ValueError(f"classes must be at least 1, got {classes}")
+    classes = checks.at_least(1, "classes", classes)
     batch = jnp.shape(labels)
     i_known, i = known_label(checks.class_ids("labels", labels, batch), classes)
     j_known, j = known_label(checks.class_ids("decisions", decisions, batch), classes)

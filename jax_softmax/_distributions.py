@@ -1,5 +1,6 @@
 """Distributions that say what they are, and what the formulas need to know of one."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -75,7 +76,20 @@ def kept(
         type(p)(jnp.where(over, x.astype(wide), 1))
         for p, x in zip(given.values(), arrays, strict=True)
     ]
-    return ready, keep
+    axes = tuple(range(-event_rank, 0))
+    return [p if isinstance(p, Logits) else _summable(p, axes) for p in ready], keep
+
+
+def _summable(p: Probs, axes: tuple[int, ...]) -> Probs:
+    """The same in proportion, halved so often, where it has to be, that sums fit.
+
+    Their inverses too: XLA takes those below the smallest normal number for 0.
+    """
+    weights = jnp.asarray(p.probs)
+    count = math.prod(weights.shape[axis] for axis in axes)
+    halved = 0.5 ** math.ceil(math.log2(8 * count))
+    huge = weights.max(axes, keepdims=True) > jnp.finfo(weights.dtype).max * halved
+    return Probs(weights * jnp.where(huge, halved, 1).astype(weights.dtype))
 
 
 def law(p: Distribution) -> Law:

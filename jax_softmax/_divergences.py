@@ -55,7 +55,8 @@ def cross_entropy_between(
         CE >= 0, within 4 ULP.
 
     Raises:
-        TypeError: p or q does not say what it is, or is not floating point.
+        TypeError: p or q does not say what it is, or is not floating point, or base no
+            number.
         ValueError: q is not shaped like p, where not like their rows, or base no base.
 
     >>> labels = Probs(jnp.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]))
@@ -99,7 +100,8 @@ def kl_divergence(
         themselves adds up to 1e-6 sqrt(KL).
 
     Raises:
-        TypeError: p or q does not say what it is, or is not floating point.
+        TypeError: p or q does not say what it is, or is not floating point, or base no
+            number.
         ValueError: q is not shaped like p, where not like their rows, or base no base.
 
     >>> z = jnp.array([1.0, 2.0, 3.0])
@@ -149,7 +151,8 @@ def js_divergence(
         0 <= JS <= log 2, as accurate as kl_divergence.
 
     Raises:
-        TypeError: p or q does not say what it is, or is not floating point.
+        TypeError: p or q does not say what it is, or is not floating point, or base no
+            number.
         ValueError: q is not shaped like p, where not like their rows, or base no base.
 
     >>> p, q = Probs(jnp.array([1.0, 0.0])), Probs(jnp.array([0.0, 1.0]))
@@ -194,7 +197,8 @@ def mutual_information(
         largest; of Probs, their own rounding adds up to 1e-6 sqrt(I).
 
     Raises:
-        TypeError: joint does not say what it is, or is not floating point.
+        TypeError: joint does not say what it is, or is not floating point, or base no
+            number.
         ValueError: joint has no two axes, where is not shaped like the tables, or
             base is no base.
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -16,7 +17,7 @@ from jaxtyping import Float, Int, Integer, Key
 from jax_softmax import _checks as checks
 from jax_softmax._losses import cross_entropy
 from jax_softmax._regression import SoftmaxRegression
-from jax_softmax._shuffle import Blocks, RowsOf
+from jax_softmax._shuffle import Block, Blocks, RowsOf
 
 Model = Any  # a pytree; logits(x) is all that evaluation asks of it
 Objective = Callable[[Any, Array, Array], Float[Array, ""]]
@@ -27,14 +28,27 @@ EVALUATION_ROWS = 1024  # whose features stay in a cache
 
 @runtime_checkable
 class Rows(Protocol):
-    """Examples that need not be in memory: fit says which rows it wants, in order."""
+    """Examples that need not be in memory: fit says which rows it wants, in order.
+
+    >>> class Squares:
+    ...     def __len__(self):
+    ...         return 100
+    ...     def read(self, wanted):
+    ...         for rows in wanted:
+    ...             yield rows[:, None] ** 2.0, rows % 2
+    >>> isinstance(Squares(), Rows)
+    True
+    """
 
     def __len__(self) -> int: ...
 
     def read(
         self, wanted: Sequence[np.ndarray]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """For each array of row numbers, those rows of x and their labels."""
+        """For each array of row numbers, those rows of x and their labels.
+
+        They are copied before the next ones are asked for.
+        """
         ...
 
 
@@ -110,8 +124,8 @@ def fit(
         x: one row per example, of any type: kept as it is, for example as uint8. Or
             Rows, which bring their own labels from wherever they are.
         labels: class ids.
-        optimizer: any of optax's, also one that searches along a line of the batch's
-            objective or goes by its loss.
+        optimizer: any of optax's that goes by gradients, also one that searches along
+            a line of the batch's objective or minds its loss.
         key: decides the order of the rows.
         epochs: how many passes to make.
         batch_size: rows per update.
@@ -132,8 +146,8 @@ def fit(
     Raises:
         ValueError: no rows, not as many labels as rows, batch_size < 1, epochs < 0 or
             watch_every < 1, several keys, or progress with more steps than an epoch.
-        TypeError: optimizer is none of optax's, key no key, progress no Progress, or
-            a count no integer.
+        TypeError: optimizer is none of optax's, key no key, progress no Progress, a
+            count no integer, or labels are there twice or not at all.
         NonFiniteLoss: names the step; it carries the last model with a finite loss.
 
     >>> x = jnp.array([[0.0], [1.0], [2.0], [3.0]])
@@ -146,6 +160,10 @@ def fit(
     (50, 1.0)
     """
     source = x if isinstance(x, Rows) else _InMemory(x, labels)
+    if labels is not None and source is x:
+        raise TypeError("labels must not be given where x is Rows, which bring theirs")
+    if len(source) == 0:
+        raise ValueError("x must have at least one row, got none")
     checks.one_key("key", key)
     if not hasattr(optimizer, "update"):
         raise TypeError(
@@ -172,11 +190,11 @@ def fit(
             step=len(losses),
             cut_every=watch_every,
         )
-        reading = zip(plan, source.read(RowsOf(plan)), strict=False)
+        reading = _read(source, plan)
         state = _copied(_State(now.model, now.opt_state, now.last_good))
         ahead = next(reading, None)
         while ahead is not None:
-            block, (rows, ids) = ahead
+            block, rows, ids = ahead
             state, block_losses = _train(
                 state,
                 rows.reshape(-1, block.batch_size, *rows.shape[1:]),
@@ -336,9 +354,12 @@ def one_step(
         return objective(model, *batch)
 
     loss, gradient = jax.value_and_grad(objective_of)(model)
-    updates, opt_state = optax.with_extra_args_support(optimizer).update(
-        gradient, opt_state, model, value=loss, grad=gradient, value_fn=objective_of
-    )
+    update = optax.with_extra_args_support(optimizer).update
+    offered = {"value": loss, "grad": gradient, "value_fn": objective_of}
+    known = signature(update).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        offered = {name: offered[name] for name in known if name in offered}
+    updates, opt_state = update(gradient, opt_state, model, **offered)
     return loss, optax.apply_updates(model, updates), opt_state
 
 
@@ -346,6 +367,28 @@ def one_step(
 def _copied(state: _State) -> _State:
     """What stays when the device reuses the memory of the state."""
     return jax.tree.map(jnp.copy, state)
+
+
+def _read(source: Rows, plan: Blocks) -> Iterator[tuple[Block, Any, Any]]:
+    """Each block with its rows and labels; a stranger's are checked, and copied."""
+    reading = iter(source.read(RowsOf(plan)))
+    for number, block in enumerate(plan):
+        found = next(reading, None)
+        if found is None:
+            raise ValueError(
+                f"x.read must yield rows {len(plan)} times here, it ended after "
+                f"{number}"
+            )
+        if not isinstance(source, _InMemory):
+            names = "the rows that x.read yields", "the labels that x.read yields"
+            found = _examples(*names, *map(_on_device, found))
+            if len(found[0]) != len(block.rows):
+                raise ValueError(
+                    f"x.read must yield the {len(block.rows)} rows that it is asked "
+                    f"for, got {len(found[0])}"
+                )
+        rows, labels = found
+        yield block, rows, labels
 
 
 class _InMemory:

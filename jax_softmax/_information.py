@@ -11,13 +11,13 @@ the row's largest.
 """
 
 import math
-from numbers import Real
 
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
+from jax_softmax import _checks as checks
 from jax_softmax._distributions import (
     Distribution,
     Law,
@@ -50,7 +50,8 @@ def entropy(
         H >= 0, within 4 ULP, also when p is certain up to 1e-30.
 
     Raises:
-        TypeError: p does not say what it is, or is not floating point.
+        TypeError: p does not say what it is, or is not floating point, or base no
+            number.
         ValueError: where is not shaped like the rows of p, or base is no base.
 
     >>> print(f"{entropy(Probs(jnp.array([0.1, 0.5, 0.1, 0.3])), base=2):.5g}")
@@ -85,7 +86,8 @@ def perplexity(
         Between 1 and the number of classes, within 12 ULP.
 
     Raises:
-        TypeError: p does not say what it is, or is not floating point.
+        TypeError: p does not say what it is, or is not floating point, or base no
+            number.
         ValueError: where is not shaped like the rows of p.
 
     >>> print(f"{perplexity(Probs(jnp.array([0.5, 0.25, 0.25]))):.5g}")
@@ -122,7 +124,8 @@ def conditional_entropy(
         H >= 0, within 6 ULP.
 
     Raises:
-        TypeError: joint does not say what it is, or is not floating point.
+        TypeError: joint does not say what it is, or is not floating point, or base no
+            number.
         ValueError: joint has no two axes, given is neither -2 nor -1, where is not
             shaped like the tables, or base is no base.
 
@@ -150,7 +153,8 @@ def conditional_entropy(
 
 def nats_in(base: float) -> float:
     """log(base): how many nats one unit of this base is."""
-    if not (isinstance(base, Real) and base > 0 and base != 1):
+    base = checks.number("base", base)
+    if base <= 0 or base == 1:
         raise ValueError(f"base must be above 0 and not 1, got {base}")
     return math.log(base)
 

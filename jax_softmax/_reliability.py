@@ -165,7 +165,7 @@ def brier_decomposition(
         probs: probabilities, as softmax gives them.
         labels: in [0, classes).
         bins: how many for each class.
-        where: rows to keep.
+        where: rows to keep. No row kept gives NaN.
 
     Raises:
         TypeError: probs are not floating point, or labels not integers.
@@ -176,7 +176,8 @@ def brier_decomposition(
     0.125 0.0 0.5 0.0 0.625
     """
     rows = scored_rows("probs", probs, labels, where)
-    weight = rows.weight / rows.weight.sum()
+    count = rows.weight.sum()
+    weight = rows.weight / count
 
     def parts(p: Array, y: Array) -> BrierParts:
         index = _bin_of(p, rows.keep, bins, equal_mass=False)
@@ -197,7 +198,8 @@ def brier_decomposition(
 
     p = rows.scores
     y = jax.nn.one_hot(rows.labels, p.shape[-1], dtype=p.dtype)
-    return BrierParts(*(part.sum() for part in jax.vmap(parts, in_axes=1)(p, y)))
+    found = jax.vmap(parts, in_axes=1)(p, y)
+    return BrierParts(*(jnp.where(count > 0, part.sum(), jnp.nan) for part in found))
 
 
 class ScoredRows(NamedTuple):
@@ -226,8 +228,7 @@ def scored_rows(
 
 def _bin_of(value: Array, keep: Array, bins: int, *, equal_mass: bool) -> Array:
     """Which bin each value in [0, 1] is in."""
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
+    bins = checks.at_least(1, "bins", bins)
     if not equal_mass:
         index = jnp.ceil(value * bins).astype(jnp.int32) - 1
         return jnp.clip(index, 0, bins - 1)

@@ -104,7 +104,8 @@ def solve(
     time to time: L-BFGS as its first guess of the inverse, and the truncated Newton
     method as the preconditioner of conjugate gradients on closed-form Hessian products.
     Step lengths are found on the logits, which are affine in the step: no pass over x.
-    Everything is computed in the model's type; x is kept as it is.
+    Everything is computed in the model's type, in at least float32; x is kept as it is.
+    The host judges the outcome, so this is no function to jit or vmap.
 
     Args:
         model: where to start.
@@ -125,7 +126,8 @@ def solve(
 
     Raises:
         ValueError: no rows, shapes that do not fit, an unknown solver, or a weight, l2
-            or tolerance that is negative or not a number.
+            or tolerance that is negative or not finite.
+        TypeError: what should be numbers, integers or a flag is not.
 
     Sources: Nocedal & Wright, Numerical Optimization (2006), algorithms 7.1 and 7.4.
 
@@ -139,8 +141,10 @@ def solve(
     if solver not in get_args(Solver):
         raise ValueError(f'solver must be "lbfgs" or "newton-cg", got {solver!r}')
     for name, value in (("l2", l2), ("tolerance", tolerance)):
-        if not 0 <= value < np.inf:
-            raise ValueError(f"{name} must be finite and not negative, got {value}")
+        if checks.number(name, value) < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
+    max_iterations = checks.at_least(0, "max_iterations", max_iterations)
+    intercept = checks.flag("intercept", intercept)
     w, b = checks.floating("w", model.w), checks.floating("b", model.b)
     kind = checks.accumulation_dtype(w)
     x, labels, share = _examples(x, labels, class_weights, sample_weights, w.shape[1])
@@ -235,7 +239,9 @@ def _examples(
     classes: int,
 ) -> tuple[Array, Array, np.ndarray]:
     """x and labels, checked, and each row's share of the mean."""
-    x = jnp.asarray(x)
+    x = checks.array_of("x", x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"x must be real numbers, got {x.dtype}")
     if x.ndim == 0 or len(x) == 0:
         raise ValueError(f"x must have at least one row, got shape {x.shape}")
     labels = checks.class_ids("labels", labels, x.shape[:1])
@@ -250,7 +256,8 @@ def _examples(
 
 
 def _weights(name: str, value: ArrayLike | None, count: int) -> np.ndarray:
-    weights = np.ones(count) if value is None else np.asarray(value, np.float64)
+    value = np.ones(count) if value is None else checks.plain(name, value)
+    weights = np.asarray(value, np.float64)
     if weights.shape != (count,):
         raise ValueError(f"{name} must have shape {(count,)}, got {weights.shape}")
     if not ((weights >= 0) & (weights < np.inf)).all():
@@ -263,6 +270,8 @@ def _certificate(end: _End, l2: float, tolerance: float) -> Certificate:
     slope = float(end.w_norm) + float(end.rounding)
     if not np.isfinite(norm + float(end.value)):
         status = NOT_FINITE
+    elif status == CONVERGED and norm > tolerance:
+        status = STALLED  # computed afresh it is not
     separable = l2 == 0 and bool(end.separates) and status != NOT_FINITE
     return Certificate(
         objective=float(end.value),

@@ -106,7 +106,7 @@ def sweep(
             "optimizer must make one of optax's from a setting, as optax.sgd does, "
             "not be one already"
         )
-    x = np.asarray(x)
+    x = np.asarray(checks.plain("x", x))
     if x.ndim == 0 or len(x) == 0:
         raise ValueError(f"x must have at least one row, got shape {x.shape}")
     labels = np.asarray(checks.class_ids("labels", labels, x.shape[:1]))
@@ -159,7 +159,12 @@ def _blocks(orders: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
 
 def _count(name: str, tree: Any) -> int:
     counts = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}
-    if len(counts) != 1 or counts == {()} or counts == {(0,)}:
+    if not counts or () in counts:
+        raise ValueError(
+            f"{name} must be arrays with a leading axis, such as "
+            f"jnp.array([0.1, 1.0]), got {tree!r}"
+        )
+    if len(counts) != 1 or counts == {(0,)}:
         found = ", ".join(sorted(str(np.shape(leaf)) for leaf in jax.tree.leaves(tree)))
         raise ValueError(f"{name} must share one leading axis, got shapes {found}")
     return counts.pop()[0]

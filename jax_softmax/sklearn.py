@@ -76,6 +76,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):
         """Learn from X [rows, features] and labels y of any type."""
         if not 0 < self.C < math.inf:
             raise ValueError(f"C must be a finite number above 0, got {self.C}")
+        if not 0 <= self.tol < math.inf:
+            raise ValueError(f"tol must be finite and not negative, got {self.tol}")
         start = self._last_fit() if self.warm_start else None
         # pyright takes the defaults of validate_data, "no_validation", for its types.
         x, checked_y = cast(Any, validate_data)(self, X, y, dtype=np.float64)

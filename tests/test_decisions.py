@@ -83,6 +83,18 @@ LIMITS = {
 }
 
 
+@pytest.mark.parametrize("f", [js.temperature_scaling, js.vector_scaling])
+def test_arrays_that_jit_would_misread(f, sample):
+    """NumPy's masks and byte orders, also where a program is there already."""
+    z, labels = sample
+    native = f(z, labels)
+    for _ in range(2):
+        swapped = f(z.astype(">f4"), labels.astype(">i4"))
+        jax.tree.map(np.testing.assert_array_equal, swapped, native)
+        with pytest.raises((TypeError, ValueError)):
+            f(np.ma.masked_array(z), labels)
+
+
 def test_temperature_says_where_there_is_no_optimum():
     fit = jax.jit(jax.vmap(js.temperature_scaling))
     size = max(len(y) for _, y, _ in LIMITS.values())

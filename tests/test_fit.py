@@ -129,6 +129,81 @@ def test_rows_that_are_not_in_memory_give_the_same_bits(tmp_path):
         assert (a.model.w == b.model.w).all()
 
 
+class Reading(OnDisk):
+    """Rows as some function of what is wanted gives them."""
+
+    def __init__(self, x, labels, read):
+        self.x, self.labels, self._read = x, labels, read
+
+    def read(self, wanted):
+        return self._read(self, wanted)
+
+
+def into_one_buffer(source, wanted):
+    x, labels = np.empty_like(source.x), np.empty_like(source.labels)
+    for rows in wanted:
+        x[: len(rows)], labels[: len(rows)] = source.x[rows], source.labels[rows]
+        yield x[: len(rows)], labels[: len(rows)]
+        x[:], labels[:] = 0, 0
+
+
+def of_another_byte_order(source, wanted):
+    for rows in wanted:
+        yield source.x[rows].astype(">f4"), source.labels[rows].astype(">i4")
+
+
+@pytest.mark.parametrize("read", [into_one_buffer, of_another_byte_order])
+def test_rows_however_they_are_read(read):
+    model, x, labels = problem()
+    arguments = {"optimizer": optax.sgd(0.1), "key": KEY, "epochs": 3, "batch_size": 10}
+    *_, in_memory = fit(model, x, labels, **arguments)
+    *_, same = fit(model, Reading(x, labels, read), **arguments)
+    assert (same.model.w == in_memory.model.w).all()
+
+
+@pytest.mark.parametrize(
+    ("read", "sentence"),
+    [
+        (
+            lambda s, wanted: iter(()),
+            "x.read must yield rows 4 times here, it ended af",
+        ),
+        (
+            lambda s, wanted: ((s.x[rows], s.labels[rows]) for rows in wanted[:1]),
+            "ended after 1",
+        ),
+        (
+            lambda s, wanted: ((s.x[rows[:5]], s.labels[rows[:5]]) for rows in wanted),
+            "x.read must yield the 100 rows that it is asked for, got 5",
+        ),
+        (
+            lambda s, wanted: ((s.x[rows], np.eye(3, dtype=int)) for rows in wanted),
+            r"the labels that x.read yields must have shape \(100,\), got \(3, 3\)",
+        ),
+        (
+            lambda s, wanted: ((s.x[rows], s.labels[rows] / 2) for rows in wanted),
+            "the labels that x.read yields must be integer class ids",
+        ),
+    ],
+    ids=["nothing", "one time", "few rows", "one-hot labels", "labels of another type"],
+)
+def test_rows_that_are_not_as_asked_for(read, sentence, our_errors):
+    model, x, labels = problem()
+
+    class Wanted(list):
+        def __getitem__(self, index):
+            return list(self)[index]
+
+    source = Reading(x, labels, lambda s, wanted: read(s, Wanted(wanted)))
+    arguments = {"optimizer": optax.sgd(0.1), "key": KEY, "epochs": 2, "batch_size": 10}
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        list(fit(model, source, **arguments))
+    with pytest.raises(ValueError, match="x must have at least one row"):
+        fit(model, Reading(x[:0], labels[:0], read), **arguments)
+    with pytest.raises(TypeError, match="labels must not be given where x is Rows"):
+        fit(model, source, labels, **arguments)
+
+
 @pytest.mark.parametrize("cut_every", [None, 1, 7, 10**6])
 def test_blocks_cover_each_epoch_in_order(cut_every):
     rows, batch_size = 100_003, 64
@@ -343,11 +418,13 @@ def test_evaluation_of_another_byte_order():
         optax.lbfgs(),
         optax.chain(optax.sgd(0.3), optax.contrib.reduce_on_plateau(patience=2)),
         optax.contrib.schedule_free_sgd(0.3),
+        optax.contrib.sam(optax.sgd(0.3), optax.sgd(0.01), sync_period=2),
     ],
-    ids=["search along a line", "by the loss", "schedule free"],
+    ids=["search along a line", "by the loss", "schedule free", "sharpness-aware"],
 )
 def test_optimizers_that_ask_for_more_than_a_gradient(optimizer):
-    model, x, labels = problem()
+    model, x, _ = problem()
+    labels = x[:, :3].argmax(1)
     arguments = {"key": KEY, "epochs": 4, "batch_size": 50}
     with jax.numpy_dtype_promotion("standard"):  # which optax's own need
         *_, last = fit(model, x, labels, optimizer=optimizer, **arguments)

@@ -301,6 +301,21 @@ def test_only_proportions_matter():
     assert ulps(moved, exact_kl(weights(Logits(z)), weights(Logits(y)))) <= 6
 
 
+def test_proportions_matter_too_where_their_sum_is_beyond_the_largest_number():
+    p, q = np.float32([[1, 2, 3]]), np.float32([[3, 3, 3]])
+    table, huge = np.float32([[1, 2], [2, 1]]), np.float32(1e38)
+    for of in (
+        lambda by: js.entropy(Probs(by * p)),
+        lambda by: js.perplexity(Probs(by * p)),
+        lambda by: js.kl_divergence(Probs(by * p), Probs(by * q)),
+        lambda by: js.js_divergence(Probs(by * p), Probs(by * q)),
+        lambda by: js.cross_entropy_between(Probs(by * p), Probs(by * q)),
+        lambda by: js.mutual_information(Probs(by * table)),
+        lambda by: js.conditional_entropy(Probs(by * table), given=-1),
+    ):
+        np.testing.assert_allclose(of(huge), of(np.float32(1)), rtol=1e-6)
+
+
 def test_never_negative_and_symmetric():
     rng = np.random.default_rng(1)
     z = rng.normal(0, 3, (5000, 6)).astype(np.float32)

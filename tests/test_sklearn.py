@@ -100,7 +100,7 @@ def test_too_few_steps_are_said():
     [
         ({"C": 0.0}, "C must be a finite number above 0"),
         ({"solver": "sag"}, "solver must be"),
-        ({"tol": -1.0}, "tolerance must be finite and not negative"),
+        ({"tol": -1.0}, "tol must be finite and not negative"),
     ],
 )
 def test_bad_parameters_are_one_sentence(options, sentence, our_errors):

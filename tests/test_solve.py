@@ -142,3 +142,32 @@ def test_bad_input_names_the_argument(data, our_errors):
         solve(start(), x, labels[:5])
     with pytest.raises(ValueError, match="solver"):
         solve(start(), x, labels, solver="adam")
+    weights = np.ma.masked_array(np.ones(len(x)))
+    for change, sentence in (
+        ({"l2": None}, "l2 must be a Python number.*got NoneType"),
+        ({"l2": -1.0}, "l2 must not be negative, got -1.0"),
+        ({"tolerance": np.inf}, "tolerance must be finite"),
+        ({"max_iterations": 2.5}, "max_iterations must be a Python integer.*float"),
+        ({"max_iterations": -1}, "max_iterations must be at least 0, got -1"),
+        ({"intercept": "no"}, "intercept must be True or False, got str"),
+        ({"sample_weights": weights}, "sample_weights must not be a masked array"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=sentence):
+            solve(start(), x, labels, **change)
+    with pytest.raises(TypeError, match="x must be real numbers, got complex64"):
+        solve(start(), x + 1j, labels)
+
+
+def test_a_gradient_that_is_not_within_the_tolerance_is_not_said_to_be():
+    """Computed afresh, at centred parameters, it may not be what the search saw."""
+    random = np.random.default_rng(0)
+    x = (1e3 * random.normal(size=(200, 4))).astype(np.float32)
+    labels = random.integers(0, 2, 200)  # of three classes
+    for solver in SOLVERS:
+        for tolerance in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7):
+            _, certificate = solve(
+                start(4, 3), x, labels, solver=solver, l2=0.1, tolerance=tolerance
+            )
+            within = certificate.gradient_norm <= tolerance
+            assert within == certificate.converged
+            assert within == ("within the tolerance" in certificate.reason)

@@ -107,6 +107,24 @@ def test_a_sweep_is_traced_once():
     assert traces == [(20, FEATURES), (3, FEATURES)]  # the short last batch is another
 
 
+def test_another_byte_order():
+    native = swept(optax.sgd, np.array([0.1]))[-1]
+    swapped = X.astype(">f4"), LABELS.astype(">i4")
+    for _ in range(2):
+        *_, last = sweep(
+            models(),
+            *swapped,
+            optimizer=optax.sgd,
+            settings=np.array([0.1]),
+            keys=KEYS,
+            epochs=3,
+            batch_size=20,
+            validation=swapped,
+        )
+        assert (last.model.w == native.model.w).all()
+        assert (last.validation_loss == native.validation_loss).all()
+
+
 def test_images_stay_as_they_are():
     images = RANDOM.integers(0, 256, (50, 2, 2), np.uint8)
     epoch = list(
@@ -136,7 +154,10 @@ def test_images_stay_as_they_are():
         ({"epochs": 2.0}, "epochs must be a Python integer.*got float"),
         ({"validation": (X,)}, "validation must be a pair.*got 1"),
         ({"keys": KEYS[:1]}, "keys and models must share one leading axis"),
-        ({"settings": 0.1}, "settings must share one leading axis"),
+        ({"settings": 0.1}, "settings must be arrays with a leading axis"),
+        ({"settings": [0.1, 0.5]}, "settings must be arrays with a leading axis"),
+        ({"settings": {}}, "settings must be arrays with a leading axis.*got {}"),
+        ({"x": np.ma.masked_array(X)}, "x must not be a masked array"),
         ({"optimizer": optax.sgd(0.1)}, "optimizer must make one of optax's from a"),
         (
             {"settings": (np.ones(2), np.ones(3))},
