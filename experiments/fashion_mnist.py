@@ -269,7 +269,7 @@ def _fitted(
         training = fit(
             model,
             images,
-            labels,
+            None if settings.stream else labels,
             optimizer=optimizer,
             key=order_key,
             epochs=epochs,

@@ -123,6 +123,7 @@ class _Source:
             some = order[begin : begin + TOUCHED]
             images[some] = self._images[rows[some]]
             self._mapped.madvise(mmap.MADV_DONTNEED)
+        images.flags.writeable = False  # so that fit takes them without a copy
         return images, self._labels[rows]
 
 

@@ -47,7 +47,8 @@ class Rows(Protocol):
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For each array of row numbers, those rows of x and their labels.
 
-        They are copied before the next ones are asked for.
+        They are copied before the next ones are asked for, unless they are read-only:
+        those are the device's as they are, without a copy if from a multiple of 64.
         """
         ...
 
@@ -370,7 +371,7 @@ def _copied(state: _State) -> _State:
 
 
 def _read(source: Rows, plan: Blocks) -> Iterator[tuple[Block, Any, Any]]:
-    """Each block with its rows and labels; a stranger's are checked, and copied."""
+    """Each block with its rows and labels; a stranger's are checked, and its own."""
     reading = iter(source.read(RowsOf(plan)))
     for number, block in enumerate(plan):
         found = next(reading, None)
@@ -380,15 +381,21 @@ def _read(source: Rows, plan: Blocks) -> Iterator[tuple[Block, Any, Any]]:
                 f"{number}"
             )
         if not isinstance(source, _InMemory):
-            names = "the rows that x.read yields", "the labels that x.read yields"
-            found = _examples(*names, *map(_on_device, found))
-            if len(found[0]) != len(block.rows):
-                raise ValueError(
-                    f"x.read must yield the {len(block.rows)} rows that it is asked "
-                    f"for, got {len(found[0])}"
-                )
-        rows, labels = found
-        yield block, rows, labels
+            found = _as_asked_for(block, *found)
+        yield block, found[0], found[1]
+        del found  # or one block more is in memory while the next is read
+
+
+def _as_asked_for(block: Block, rows: Any, labels: Any) -> tuple[Any, Any]:
+    rows = _owned("the rows that x.read yields", rows)
+    if np.shape(rows)[:1] != block.rows.shape:
+        raise ValueError(
+            f"x.read must yield the {len(block.rows)} rows that it is asked for, got "
+            f"shape {np.shape(rows)}"
+        )
+    name = "the labels that x.read yields"
+    labels = checks.class_ids(name, _owned(name, labels), block.rows.shape)
+    return rows, np.asarray(labels)
 
 
 class _InMemory:
@@ -400,7 +407,9 @@ class _InMemory:
     def __init__(self, x: ArrayLike, labels: ArrayLike | None):
         if labels is None:
             raise TypeError("labels must be given where x is an array")
-        self.x, self.labels = _examples("x", "labels", *map(_on_device, (x, labels)))
+        self.x, self.labels = _examples(
+            "x", "labels", _on_device("x", x), _on_device("labels", labels)
+        )
         if all(device.platform == "cpu" for device in self.x.devices()):
             self.x, self.labels = np.asarray(self.x), np.asarray(self.labels)
 
@@ -440,18 +449,27 @@ def _mean(losses: np.ndarray, batch_size: int, rows: int) -> float:
     return float(losses.astype(np.float64) @ sizes / rows)
 
 
-def _on_device(values: ArrayLike) -> ArrayLike:
-    """NumPy's numbers, for which jnp.asarray compiles a program of each shape.
+def _on_device(name: str, values: ArrayLike) -> ArrayLike:
+    """NumPy's numbers, for which jnp.asarray compiles a program of each shape."""
+    values = _owned(name, values)
+    if not isinstance(values, np.ndarray):
+        return values
+    return jax.device_put(checks.not_wrapped(values))
 
-    A copy, since device_put may take what lies in the host's memory for its own.
+
+def _owned(name: str, values: ArrayLike) -> ArrayLike:
+    """NumPy's numbers where nobody else changes them: read-only, or copied.
+
+    For device_put and jax.jit may take what lies in the host's memory for their own.
     """
-    if not isinstance(values, np.ndarray) or isinstance(values, np.ma.MaskedArray):
+    values = checks.plain(name, values)
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+        return checks.array_of(name, values)
+    if not values.flags.writeable:
         return values
-    if values.dtype.kind not in "biuf":
-        return values
-    copy = aligned(values.shape, values.dtype.newbyteorder("="))
+    copy = aligned(values.shape, values.dtype)
     copy[...] = values
-    return jax.device_put(checks.not_wrapped(copy))
+    return copy
 
 
 def validated(validation: tuple[ArrayLike, ArrayLike]) -> tuple[Array, Array]:
@@ -461,7 +479,7 @@ def validated(validation: tuple[ArrayLike, ArrayLike]) -> tuple[Array, Array]:
             f"validation must be a pair, x and labels, got {len(validation)} of them"
         )
     names = "validation x", "validation labels"
-    return _examples(*names, *map(_on_device, validation))
+    return _examples(*names, *map(_on_device, names, validation))
 
 
 def _examples(
