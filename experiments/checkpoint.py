@@ -23,7 +23,7 @@ import numpy as np
 
 from experiments import report
 from experiments.command import BadInput, Failed
-from jax_softmax._fit import Progress
+from jax_softmax import Progress
 
 FORMAT = 1
 KEPT = 2

@@ -48,12 +48,12 @@ from experiments.stopwatch import Stopwatch, peak_megabytes
 from experiments.stream import Streamed, first
 from jax_softmax import (
     NonFiniteLoss,
+    Progress,
     SoftmaxRegression,
     closed_form,
     fit,
     softmax,
 )
-from jax_softmax._fit import Progress
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": optax.sgd,

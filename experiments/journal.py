@@ -7,8 +7,7 @@ from typing import Any
 from experiments import report, run_folder
 from experiments.checkpoint import Checkpoints
 from experiments.command import Stop
-from jax_softmax import Epoch
-from jax_softmax._fit import Progress
+from jax_softmax import Epoch, Progress
 
 
 class Journal:

@@ -19,8 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.command import BadInput
-from jax_softmax import SoftmaxRegression
-from jax_softmax._fit import Progress
+from jax_softmax import Progress, SoftmaxRegression
 
 AXES = "data", "model"
 SPECS: Any = P(None, "model"), P("model")

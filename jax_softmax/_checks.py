@@ -1,6 +1,7 @@
 """Static facts, checked while tracing: free at run time, one sentence on failure."""
 
 import math
+import reprlib
 from numbers import Integral, Real
 
 import jax.numpy as jnp
@@ -202,7 +203,7 @@ def array_of(name: str, value: ArrayLike) -> Array:
         return jnp.asarray(value)
     except OverflowError:
         raise ValueError(
-            f"{name} must fit {jnp.asarray(0).dtype}, got {value}"
+            f"{name} must fit {jnp.asarray(0).dtype}, got {reprlib.repr(value)}"
         ) from None
     except (TypeError, ValueError):
         kind = f" of {value.dtype}" if isinstance(value, np.ndarray) else ""

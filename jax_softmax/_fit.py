@@ -122,8 +122,9 @@ def fit(
 
     Args:
         model: a SoftmaxRegression, or any pytree with a method logits(x).
-        x: one row per example, of any type: kept as it is, for example as uint8. Or
-            Rows, which bring their own labels from wherever they are.
+        x: one row per example, of any type: kept as it is, for example as uint8, and
+            copied unless it is read-only. Or Rows, which bring their own labels from
+            wherever they are.
         labels: class ids.
         optimizer: any of optax's that goes by gradients, also one that searches along
             a line of the batch's objective or minds its loss.
@@ -371,7 +372,7 @@ def _copied(state: _State) -> _State:
 
 
 def _read(source: Rows, plan: Blocks) -> Iterator[tuple[Block, Any, Any]]:
-    """Each block with its rows and labels; a stranger's are checked, and its own."""
+    """Each block with its rows and labels; those of a user's Rows are checked."""
     reading = iter(source.read(RowsOf(plan)))
     for number, block in enumerate(plan):
         found = next(reading, None)

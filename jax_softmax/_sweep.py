@@ -159,13 +159,13 @@ def _blocks(orders: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
 
 def _count(name: str, tree: Any) -> int:
     counts = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}
+    found = ", ".join(sorted(str(np.shape(leaf)) for leaf in jax.tree.leaves(tree)))
     if not counts or () in counts:
         raise ValueError(
-            f"{name} must be arrays with a leading axis, such as "
-            f"jnp.array([0.1, 1.0]), got {tree!r}"
+            f"{name} must be arrays with a leading axis, as jnp.array, jnp.stack and "
+            f"jax.vmap make one, got {f'shapes {found}' if found else tree}"
         )
     if len(counts) != 1 or counts == {(0,)}:
-        found = ", ".join(sorted(str(np.shape(leaf)) for leaf in jax.tree.leaves(tree)))
         raise ValueError(f"{name} must share one leading axis, got shapes {found}")
     return counts.pop()[0]
 

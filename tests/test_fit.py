@@ -8,12 +8,12 @@ import pytest
 
 from jax_softmax import (
     NonFiniteLoss,
+    Progress,
     SoftmaxRegression,
     cross_entropy,
     evaluate,
     fit,
 )
-from jax_softmax._fit import Progress
 from jax_softmax._shuffle import Blocks, epoch_order
 
 pytestmark = pytest.mark.usefixtures("strict_types")

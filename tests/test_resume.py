@@ -21,8 +21,7 @@ import pytest
 from experiments import fashion_mnist, run_folder
 from experiments.checkpoint import Checkpoints
 from experiments.command import BadInput, Failed
-from jax_softmax import SoftmaxRegression, fit
-from jax_softmax._fit import Progress
+from jax_softmax import Progress, SoftmaxRegression, fit
 
 JOB = [sys.executable, "-W", "error", "-m", "experiments.fashion_mnist"]
 RUN = ["--dataset", "digits", "--optimizer", "adam", "--checkpoint-every", "4"]
