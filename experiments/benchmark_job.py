@@ -74,7 +74,9 @@ def run(settings: Settings) -> None:
 def _timed(job: list[str], kept: Path, out: Path) -> dict[str, Any]:
     """Wall and CPU seconds of the process, and what it says of itself."""
     process = _process([*job, "--out", str(out)], kept)
-    return process | {"parts": json.loads((out / "times.json").read_text())["seconds"]}
+    times = json.loads((out / "times.json").read_text())
+    waited = times["waited_for_rows"]
+    return process | {"parts": times["seconds"], "waited_for_rows": waited}
 
 
 def _process(arguments: list[str], kept: Path) -> dict[str, float]:
@@ -101,18 +103,19 @@ def _medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
     parts = {
         name: median(run["parts"][name] for run in runs) for name in runs[0]["parts"]
     }
-    numbers = ("seconds", "cpu_seconds", "peak_megabytes")
+    numbers = ("seconds", "cpu_seconds", "peak_megabytes", "waited_for_rows")
     return {n: median(run[n] for run in runs) for n in numbers} | {"parts": parts}
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
     parts = [name for name in rows[0]["parts"] if name != "all"]
-    head = ["", "process", "CPU", *parts, "exit", "MB"]
+    head = ["", "process", "CPU", *parts, "exit", "waited for rows", "MB"]
     lines = [head, ["---", *["--:"] * (len(head) - 1)]]
     for row in rows:
         seconds = [row["parts"][name] for name in parts]
         left = row["seconds"] - row["parts"]["all"]
         shown = [row["seconds"], row["cpu_seconds"], *seconds, left]
+        shown.append(row["waited_for_rows"])
         megabytes = f"{row['peak_megabytes']:.0f}"
         lines.append([row["what"], *(f"{s:.2f}" for s in shown), megabytes])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -44,7 +44,7 @@ from experiments.command import (
 from experiments.compiled import keep_programs
 from experiments.journal import Journal
 from experiments.mesh import Spread, mesh_of, sizes
-from experiments.stopwatch import Stopwatch, peak_megabytes
+from experiments.stopwatch import Stopwatch, peak_megabytes, waited_for_rows
 from experiments.stream import Streamed, first
 from jax_softmax import (
     NonFiniteLoss,
@@ -200,10 +200,13 @@ def train(settings: Train) -> None:
             ) from None
         clock.lap("training and checkpoints")
         if isinstance(images, Streamed):
-            spent = clock.seconds()["training and checkpoints"]
+            spent, waited = (
+                clock.seconds()["training and checkpoints"],
+                waited_for_rows(),
+            )
             report.say(
-                f"Input: training waited {images.waited:.3f} s of {spent:.2f} s for "
-                f"images, {images.waited / spent:.1%}"
+                f"Input: training waited {waited:.3f} s of {spent:.2f} s for images, "
+                f"{waited / spent:.1%}"
             )
         if metrics:
             report.say(f"Final: {_line(metrics[-1])}")
@@ -427,7 +430,11 @@ def _line(metrics: dict[str, Any]) -> str:
 
 
 def _times(clock: Stopwatch) -> dict[str, Any]:
-    return {"seconds": clock.seconds(), "peak_megabytes": peak_megabytes()}
+    return {
+        "seconds": clock.seconds(),
+        "waited_for_rows": waited_for_rows(),
+        "peak_megabytes": peak_megabytes(),
+    }
 
 
 def _spent(clock: Stopwatch) -> str:

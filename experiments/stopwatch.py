@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jax
 
+from jax_softmax._rows import WAITED
+
 _COMPILATION = "/jax/core/compile/"  # JAX's events: tracing, lowering, XLA or its cache
 
 
@@ -44,6 +46,11 @@ def process_began() -> float:
     return time.perf_counter() - age
 
 
+def waited_for_rows() -> float:
+    """The seconds that training has had to wait for its rows, in this process."""
+    return sum(_waited)
+
+
 def peak_megabytes() -> float:
     """The most memory that this process has had at once."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -65,8 +72,11 @@ def _note(event: str, duration_secs: float, **_: str | int) -> None:
     if event.startswith(_COMPILATION):
         now = time.perf_counter()
         _compiled.append((now - duration_secs, now))
+    elif event == WAITED:
+        _waited.append(duration_secs)
 
 
 _IMPORTED = time.perf_counter()
 _compiled: list[tuple[float, float]] = []
+_waited: list[float] = []
 jax.monitoring.register_event_duration_secs_listener(_note)

@@ -8,7 +8,6 @@ step, which a checkpoint has: Grain starts there, and reads the same blocks as e
 
 import mmap
 import os
-import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +30,7 @@ from experiments.catalog import (
 
 TRAIN, REST = "train-images", "rest.npz"
 AHEAD = 2  # blocks read before they are wanted
-TOUCHED = 32  # rows read between two times that pages are given back
+TOUCHED = 128  # rows read between two times that pages are given back
 CHUNK = 2**14  # rows in memory while the file is written or checked
 
 
@@ -42,15 +41,11 @@ class Streamed:
         path: the images as raw bytes, one after the other.
         labels: one for each image.
         image_shape: of one image.
-
-    Attributes:
-        waited: seconds that whoever reads had to wait for rows.
     """
 
     def __init__(self, path: Path, labels: np.ndarray, image_shape: Sequence[int]):
         self.path, self.labels = path, labels
         self.shape = (len(labels), *image_shape)
-        self.waited = 0.0
         import_module("grain")  # here, before any other thread imports
 
     def __len__(self) -> int:
@@ -75,14 +70,7 @@ class Streamed:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         source = _Source(mapped, self.labels, self.shape, wanted)
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
-        blocks = iter(grain.MapDataset.source(source).to_iter_dataset(options))
-        while True:
-            began = time.perf_counter()
-            block = next(blocks, None)
-            self.waited += time.perf_counter() - began
-            if block is None:
-                return
-            yield block
+        return iter(grain.MapDataset.source(source).to_iter_dataset(options))
 
 
 def first(images: np.ndarray | Streamed, rows: int) -> np.ndarray | Streamed:
@@ -96,7 +84,8 @@ class _Source:
     """What Grain reads from: the i-th element is the i-th block that is wanted.
 
     Rows are read in the order of the file, and its pages given back every few rows:
-    Linux maps 64 KB around each that is touched, and they would add up to the file.
+    Linux maps 64 KB around each that is touched, and they would add up to the file. Not
+    more often: each time, another thread that runs Python may go on for 5 ms.
     """
 
     def __init__(
@@ -114,7 +103,7 @@ class _Source:
         return len(self._wanted)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        from jax_softmax._fit import aligned  # whoever only loads data needs no JAX
+        from jax_softmax._rows import aligned  # whoever only loads data needs no JAX
 
         rows = self._wanted[index]
         images = aligned((len(rows), *self._images.shape[1:]), self._images.dtype)

@@ -41,11 +41,10 @@ from jax_softmax._divergences import cross_entropy_between as cross_entropy_betw
 from jax_softmax._divergences import js_divergence as js_divergence
 from jax_softmax._divergences import kl_divergence as kl_divergence
 from jax_softmax._divergences import mutual_information as mutual_information
+from jax_softmax._evaluation import evaluate as evaluate
 from jax_softmax._fit import Epoch as Epoch
 from jax_softmax._fit import NonFiniteLoss as NonFiniteLoss
 from jax_softmax._fit import Progress as Progress
-from jax_softmax._fit import Rows as Rows
-from jax_softmax._fit import evaluate as evaluate
 from jax_softmax._fit import fit as fit
 from jax_softmax._gradient_report import GradientReport as GradientReport
 from jax_softmax._gradient_report import GradientRow as GradientRow
@@ -72,6 +71,7 @@ from jax_softmax._reliability import (
     expected_calibration_error as expected_calibration_error,
 )
 from jax_softmax._reliability import reliability as reliability
+from jax_softmax._rows import Rows as Rows
 from jax_softmax._solve import Certificate as Certificate
 from jax_softmax._solve import Solution as Solution
 from jax_softmax._solve import solve as solve

@@ -1,10 +1,9 @@
 """Minibatch training: blocks of steps, each one compiled loop on the device."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from inspect import signature
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,42 +14,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Integer, Key
 
 from jax_softmax import _checks as checks
-from jax_softmax._losses import cross_entropy
+from jax_softmax._evaluation import Model, Transform, evaluate
 from jax_softmax._regression import SoftmaxRegression
-from jax_softmax._shuffle import Block, Blocks, RowsOf
+from jax_softmax._rows import InMemory, Reading, Rows, validated
+from jax_softmax._shuffle import Blocks
 
-Model = Any  # a pytree; logits(x) is all that evaluation asks of it
 Objective = Callable[[Any, Array, Array], Float[Array, ""]]
-Transform = Callable[[Array], Array]
-
-EVALUATION_ROWS = 1024  # whose features stay in a cache
-
-
-@runtime_checkable
-class Rows(Protocol):
-    """Examples that need not be in memory: fit says which rows it wants, in order.
-
-    >>> class Squares:
-    ...     def __len__(self):
-    ...         return 100
-    ...     def read(self, wanted):
-    ...         for rows in wanted:
-    ...             yield rows[:, None] ** 2.0, rows % 2
-    >>> isinstance(Squares(), Rows)
-    True
-    """
-
-    def __len__(self) -> int: ...
-
-    def read(
-        self, wanted: Sequence[np.ndarray]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """For each array of row numbers, those rows of x and their labels.
-
-        They are copied before the next ones are asked for, unless they are read-only:
-        those are the device's as they are, without a copy if from a multiple of 64.
-        """
-        ...
 
 
 class Progress(NamedTuple):
@@ -120,6 +89,9 @@ def fit(
     Every epoch visits all rows once in a fresh uniformly drawn order, the short last
     batch included. The same key gives the same numbers, bit for bit, on one machine.
 
+    The seconds that the device waited for each block of rows go to the listeners of
+    jax.monitoring, as the event /jax_softmax/fit/waited_for_rows.
+
     Args:
         model: a SoftmaxRegression, or any pytree with a method logits(x).
         x: one row per example, of any type: kept as it is, for example as uint8, and
@@ -161,7 +133,7 @@ def fit(
     >>> epoch.number, epoch.validation_accuracy
     (50, 1.0)
     """
-    source = x if isinstance(x, Rows) else _InMemory(x, labels)
+    source = x if isinstance(x, Rows) else InMemory(x, labels)
     if labels is not None and source is x:
         raise TypeError("labels must not be given where x is Rows, which bring theirs")
     if len(source) == 0:
@@ -192,9 +164,9 @@ def fit(
             step=len(losses),
             cut_every=watch_every,
         )
-        reading = _read(source, plan)
+        reading = Reading(source, plan)
         state = _copied(_State(now.model, now.opt_state, now.last_good))
-        ahead = next(reading, None)
+        ahead = reading.next_during(())
         while ahead is not None:
             block, rows, ids = ahead
             state, block_losses = _train(
@@ -206,7 +178,7 @@ def fit(
                 objective=objective,
                 transform=transform,
             )
-            ahead = next(reading, None)  # the host reads on while the device works
+            ahead = reading.next_during(block_losses)
             if block.epoch > now.epoch:
                 losses = losses[:0]
             losses = np.append(losses, np.asarray(block_losses)[: block.steps])
@@ -251,49 +223,6 @@ def _begin(
             f"{steps}: it belongs to another batch_size or to other rows"
         )
     return progress
-
-
-def evaluate(
-    model: Model,
-    x: ArrayLike,
-    labels: Integer[ArrayLike, " rows"],
-    *,
-    transform: Transform = jnp.asarray,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean cross-entropy and accuracy over all rows; both NaN if a loss is NaN.
-
-    Raises:
-        ValueError: no rows, or not as many labels as rows.
-        TypeError: x or labels are no numbers.
-    """
-    x, labels = _examples("x", "labels", x, labels)
-    return _evaluate(model, x, labels, transform)
-
-
-@partial(jax.jit, static_argnames="transform")
-def _evaluate(
-    model: Model, x: Array, labels: Array, transform: Transform
-) -> tuple[Array, Array]:
-    logits = _logits(model, x, transform)
-    loss = cross_entropy(logits, labels).mean()
-    accuracy = (logits.argmax(-1) == labels).mean()
-    return loss, jnp.where(jnp.isnan(loss), jnp.nan, accuracy)
-
-
-def _logits(model: Model, x: Array, transform: Transform) -> Array:
-    """Tile by tile, so that the features stay in a cache; the last tile may overlap."""
-    rows = min(len(x), EVALUATION_ROWS)
-
-    def of_tile(begin: Array | int) -> Array:
-        return model.logits(transform(lax.dynamic_slice_in_dim(x, begin, rows)))
-
-    def with_tile(i: Array, logits: Array) -> Array:
-        begin = jnp.minimum(i * rows, len(x) - rows)
-        return lax.dynamic_update_slice_in_dim(logits, of_tile(begin), begin, axis=0)
-
-    tile = jax.eval_shape(of_tile, 0)
-    nothing = jnp.zeros((len(x), *tile.shape[1:]), tile.dtype)
-    return lax.fori_loop(0, -(-len(x) // rows), with_tile, nothing)
 
 
 class _State(NamedTuple):
@@ -371,122 +300,8 @@ def _copied(state: _State) -> _State:
     return jax.tree.map(jnp.copy, state)
 
 
-def _read(source: Rows, plan: Blocks) -> Iterator[tuple[Block, Any, Any]]:
-    """Each block with its rows and labels; those of a user's Rows are checked."""
-    reading = iter(source.read(RowsOf(plan)))
-    for number, block in enumerate(plan):
-        found = next(reading, None)
-        if found is None:
-            raise ValueError(
-                f"x.read must yield rows {len(plan)} times here, it ended after "
-                f"{number}"
-            )
-        if not isinstance(source, _InMemory):
-            found = _as_asked_for(block, *found)
-        yield block, found[0], found[1]
-        del found  # or one block more is in memory while the next is read
-
-
-def _as_asked_for(block: Block, rows: Any, labels: Any) -> tuple[Any, Any]:
-    rows = _owned("the rows that x.read yields", rows)
-    if np.shape(rows)[:1] != block.rows.shape:
-        raise ValueError(
-            f"x.read must yield the {len(block.rows)} rows that it is asked for, got "
-            f"shape {np.shape(rows)}"
-        )
-    name = "the labels that x.read yields"
-    labels = checks.class_ids(name, _owned(name, labels), block.rows.shape)
-    return rows, np.asarray(labels)
-
-
-class _InMemory:
-    """Arrays as Rows.
-
-    Where the device is the host, NumPy gathers rows in a fifth of the time of XLA.
-    """
-
-    def __init__(self, x: ArrayLike, labels: ArrayLike | None):
-        if labels is None:
-            raise TypeError("labels must be given where x is an array")
-        self.x, self.labels = _examples(
-            "x", "labels", _on_device("x", x), _on_device("labels", labels)
-        )
-        if all(device.platform == "cpu" for device in self.x.devices()):
-            self.x, self.labels = np.asarray(self.x), np.asarray(self.labels)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, wanted: Iterable[np.ndarray]) -> Iterator[tuple[Any, Any]]:
-        for rows in wanted:
-            x = self.x[rows] if isinstance(self.x, Array) else gathered(self.x, rows)
-            yield x, self.labels[rows]
-
-
-def gathered(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """x[rows], which XLA takes for its own without a copy."""
-    out = aligned((*rows.shape, *x.shape[1:]), x.dtype)
-    flat = x.reshape(len(x), -1)
-    flat.take(rows, axis=0, out=out.reshape(*rows.shape, -1), mode="clip")
-    return out
-
-
-def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array that XLA takes for its own without a copy: from a multiple of 64.
-
-    >>> aligned((3, 5), np.dtype(np.uint8)).ctypes.data % 64
-    0
-    """
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + 64, np.uint8)
-    begin = -memory.ctypes.data % 64
-    return memory[begin : begin + size].view(dtype).reshape(shape)
-
-
 def _mean(losses: np.ndarray, batch_size: int, rows: int) -> float:
     """The mean over rows of losses that are means over batches."""
     sizes = np.full(len(losses), float(batch_size))
     sizes[-1] = rows - batch_size * (len(losses) - 1)
     return float(losses.astype(np.float64) @ sizes / rows)
-
-
-def _on_device(name: str, values: ArrayLike) -> ArrayLike:
-    """NumPy's numbers, for which jnp.asarray compiles a program of each shape."""
-    values = _owned(name, values)
-    if not isinstance(values, np.ndarray):
-        return values
-    return jax.device_put(checks.not_wrapped(values))
-
-
-def _owned(name: str, values: ArrayLike) -> ArrayLike:
-    """NumPy's numbers where nobody else changes them: read-only, or copied.
-
-    For device_put and jax.jit may take what lies in the host's memory for their own.
-    """
-    values = checks.plain(name, values)
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
-        return checks.array_of(name, values)
-    if not values.flags.writeable:
-        return values
-    copy = aligned(values.shape, values.dtype)
-    copy[...] = values
-    return copy
-
-
-def validated(validation: tuple[ArrayLike, ArrayLike]) -> tuple[Array, Array]:
-    """What to evaluate on, checked, and copied to the device."""
-    if len(validation) != 2:
-        raise ValueError(
-            f"validation must be a pair, x and labels, got {len(validation)} of them"
-        )
-    names = "validation x", "validation labels"
-    return _examples(*names, *map(_on_device, names, validation))
-
-
-def _examples(
-    x_name: str, labels_name: str, x: ArrayLike, labels: ArrayLike
-) -> tuple[Array, Array]:
-    x = checks.array_of(x_name, x)
-    if x.ndim == 0 or len(x) == 0:
-        raise ValueError(f"{x_name} must have at least one row, got shape {x.shape}")
-    return x, checks.class_ids(labels_name, labels, x.shape[:1])

@@ -13,16 +13,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Integer, Key
 
 from jax_softmax import _checks as checks
-from jax_softmax._fit import (
-    Model,
-    Objective,
-    Transform,
-    evaluate,
-    gathered,
-    one_step,
-    validated,
-)
+from jax_softmax._evaluation import Model, Transform, evaluate
+from jax_softmax._fit import Objective, one_step
 from jax_softmax._regression import SoftmaxRegression
+from jax_softmax._rows import gathered, validated
 from jax_softmax._shuffle import epoch_order
 
 BLOCK_ROWS = 2**14  # rows of a seed that are gathered for one call

@@ -75,6 +75,7 @@ def test_times_add_up_to_the_life_of_the_process(digits_run):
     assert sum(parts.values()) == pytest.approx(2 * parts["all"])
     assert min(parts.values()) >= 0
     assert parts["compilation"] > 0.1
+    assert 0 < times["waited_for_rows"] < parts["all"]
     assert 50 < times["peak_megabytes"] < 5000
 
 

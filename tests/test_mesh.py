@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from test_sharding import collectives
 
 from experiments import fashion_mnist, mesh, run_folder
-from jax_softmax import SoftmaxRegression, _fit
+from jax_softmax import Progress, SoftmaxRegression, _fit
 
 JOB = ["--dataset", "digits", "--epochs", "2", "--batch-size", "128"]
 JOB += ["--optimizer", "momentum"]
@@ -83,7 +83,7 @@ def test_rows_and_classes_stay_where_they_are():
     model = SoftmaxRegression.init(jax.random.key(0), 784, 10)
     optimizer = optax.sgd(0.1, momentum=0.9)
     spread = mesh.Spread(mesh.mesh_of((2, 2)), 10)
-    progress = spread.put(_fit.Progress.start(model, optimizer))
+    progress = spread.put(Progress.start(model, optimizer))
     lowered = _fit._train.lower(
         _fit._State(*progress[:3]),
         np.zeros((4, 64, 784), np.uint8),

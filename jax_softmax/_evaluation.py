@@ -1,0 +1,62 @@
+"""Loss and accuracy of a model, exact over all rows."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Float, Integer
+
+from jax_softmax._losses import cross_entropy
+from jax_softmax._rows import examples
+
+Model = Any  # a pytree; logits(x) is all that evaluation asks of it
+Transform = Callable[[Array], Array]
+
+TILE_ROWS = 1024  # whose features stay in a cache
+
+
+def evaluate(
+    model: Model,
+    x: ArrayLike,
+    labels: Integer[ArrayLike, " rows"],
+    *,
+    transform: Transform = jnp.asarray,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean cross-entropy and accuracy over all rows; both NaN if a loss is NaN.
+
+    Raises:
+        ValueError: no rows, or not as many labels as rows.
+        TypeError: x or labels are no numbers.
+    """
+    x, labels = examples("x", x, "labels", labels)
+    return _evaluate(model, x, labels, transform)
+
+
+@partial(jax.jit, static_argnames="transform")
+def _evaluate(
+    model: Model, x: Array, labels: Array, transform: Transform
+) -> tuple[Array, Array]:
+    logits = _logits(model, x, transform)
+    loss = cross_entropy(logits, labels).mean()
+    accuracy = (logits.argmax(-1) == labels).mean()
+    return loss, jnp.where(jnp.isnan(loss), jnp.nan, accuracy)
+
+
+def _logits(model: Model, x: Array, transform: Transform) -> Array:
+    """Tile by tile, so that the features stay in a cache; the last tile may overlap."""
+    rows = min(len(x), TILE_ROWS)
+
+    def of_tile(begin: Array | int) -> Array:
+        return model.logits(transform(lax.dynamic_slice_in_dim(x, begin, rows)))
+
+    def with_tile(i: Array, logits: Array) -> Array:
+        begin = jnp.minimum(i * rows, len(x) - rows)
+        return lax.dynamic_update_slice_in_dim(logits, of_tile(begin), begin, axis=0)
+
+    tile = jax.eval_shape(of_tile, 0)
+    nothing = jnp.zeros((len(x), *tile.shape[1:]), tile.dtype)
+    return lax.fori_loop(0, -(-len(x) // rows), with_tile, nothing)
