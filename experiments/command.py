@@ -99,6 +99,13 @@ def main(
             "Stopped: nobody reads the output any more. What was written is kept; "
             "send the output to a file instead.",
         )
+    except OSError as error:
+        file = error.filename or "a file"
+        _exit(
+            FAILED,
+            f"Stopped: {file} cannot be used ({error.strerror or error}). Look at the "
+            "room on its disk and at its permissions, then start again.",
+        )
 
 
 def parse(

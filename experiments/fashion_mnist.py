@@ -158,8 +158,6 @@ def train(settings: Train) -> None:
     if settings.quick:
         epochs = min(epochs, 2)
         images = first(images, 6000)
-    rows = len(images)
-    labels = dataset.train_labels[:rows]
     clock.lap("data")
     out = settings.resume or settings.out or _new_folder(settings.dataset)
     with run_folder.locked(out):
@@ -179,8 +177,8 @@ def train(settings: Train) -> None:
                 f"{dataset.source} Name its own with --data-dir."
             )
         report.say(
-            f"Data: {dataset.name}, {rows:,} training and {len(dataset.test_labels):,} "
-            f"test images, {dataset.source}"
+            f"Data: {dataset.name}, {len(images):,} training and "
+            f"{len(dataset.test_labels):,} test images, {dataset.source}"
         )
         report.say(
             f"Settings: {settings.optimizer}, learning rate "
@@ -190,35 +188,45 @@ def train(settings: Train) -> None:
             + (f", {settings.mesh}" if settings.mesh else "")
         )
         try:
-            model, metrics = _fitted(
-                settings, out, dataset, images, labels, epochs=epochs, mesh=mesh
-            )
+            _train_and_show(clock, settings, out, dataset, images, epochs, mesh)
+        except BrokenPipeError:
+            raise
         except OSError as error:
             raise Failed(
                 f"The run cannot go on writing in {out} ({error.strerror or error}): "
                 f"make room there, then go on with --resume {out}."
             ) from None
-        clock.lap("training and checkpoints")
-        if isinstance(images, Streamed):
-            spent, waited = (
-                clock.seconds()["training and checkpoints"],
-                waited_for_rows(),
-            )
-            report.say(
-                f"Input: training waited {waited:.3f} s of {spent:.2f} s for images, "
-                f"{waited / spent:.1%}"
-            )
-        if metrics:
-            report.say(f"Final: {_line(metrics[-1])}")
-        report.say(gradient_gap(model, images[: settings.batch_size], labels))
-        clock.lap("gradient beside the closed form")
-        report.say(_draw(out, metrics, model, dataset))
-        clock.lap("pictures")
-        with run_folder.replacing(out / "times.json") as file:
-            file.write_text(report.to_json(_times(clock)))
-        files = sorted(path for path in out.iterdir() if path.is_file())
-        report.say(_spent(clock))
-        report.say("Files:", *(f"  {path}" for path in files), sep="\n")
+
+
+def _train_and_show(
+    clock: Stopwatch,
+    settings: Train,
+    out: Path,
+    dataset: data.Dataset,
+    images: np.ndarray | Streamed,
+    epochs: int,
+    mesh: Mesh | None,
+) -> None:
+    model, metrics = _fitted(settings, out, dataset, images, epochs, mesh)
+    clock.lap("training and checkpoints")
+    if isinstance(images, Streamed):
+        spent = clock.seconds()["training and checkpoints"]
+        waited = waited_for_rows()
+        report.say(
+            f"Input: training waited {waited:.3f} s of {spent:.2f} s for images, "
+            f"{waited / spent:.1%}"
+        )
+    if metrics:
+        report.say(f"Final: {_line(metrics[-1])}")
+    report.say(gradient_gap(model, images[: settings.batch_size], dataset.train_labels))
+    clock.lap("gradient beside the closed form")
+    report.say(_draw(out, metrics, model, dataset))
+    clock.lap("pictures")
+    with run_folder.replacing(out / "times.json") as file:
+        file.write_text(report.to_json(_times(clock)))
+    files = sorted(path for path in out.iterdir() if path.is_file())
+    report.say(_spent(clock))
+    report.say("Files:", *(f"  {path}" for path in files), sep="\n")
 
 
 def _fitted(
@@ -226,13 +234,12 @@ def _fitted(
     out: Path,
     dataset: data.Dataset,
     images: np.ndarray | Streamed,
-    labels: np.ndarray,
-    *,
     epochs: int,
     mesh: Mesh | None,
 ) -> tuple[SoftmaxRegression, list[dict[str, Any]]]:
     """The trained model and its metrics, every moment of it kept in the folder."""
     features, classes = math.prod(images.shape[1:]), len(dataset.class_names)
+    labels = dataset.train_labels[: len(images)]
     model, order_key = _first(jax.random.key(settings.seed), features, classes)
     steps = math.ceil(len(labels) / settings.batch_size)
     schedule = SCHEDULES[settings.schedule](

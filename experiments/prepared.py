@@ -303,14 +303,29 @@ def keep_decoded(arrays: Arrays, origin: str, path: Path) -> None:
 
 def read_decoded(path: Path) -> tuple[Arrays, str, str]:
     """Arrays, origin and fingerprint as kept; ValueError when they are damaged."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            arrays = Arrays(*(kept[field] for field in Arrays._fields))
-            origin, expected = str(kept["origin"]), str(kept["fingerprint"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ValueError(str(error)) from error
-    except (zipfile.BadZipFile, zlib.error, struct.error) as error:
-        raise ValueError(str(error)) from error
-    if fingerprint(arrays) != expected:
+    *arrays, origin, expected = read_npz(path, *Arrays._fields, "origin", "fingerprint")
+    if fingerprint(Arrays(*arrays)) != str(expected):
         raise ValueError("the fingerprint does not match")
-    return arrays, origin, expected
+    return Arrays(*arrays), str(origin), str(expected)
+
+
+_DAMAGED = (
+    OSError,
+    EOFError,
+    KeyError,  # an array is missing
+    TypeError,  # one array, not a file of several
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def read_npz(path: Path, *names: str) -> list[np.ndarray]:
+    """Arrays of an .npz file; ValueError when they are not there, or damaged."""
+    try:
+        # Opened here, as NumPy leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return [arrays[name] for name in names]
+    except _DAMAGED as error:
+        raise ValueError(str(error)) from error

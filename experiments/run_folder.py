@@ -43,13 +43,14 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise cannot_write(folder, error.strerror) from None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(
+                f"Another run is writing in {folder}: wait for its end, or choose "
+                "another --out."
+            ) from None
         yield
-    except BlockingIOError:
-        raise BadInput(
-            f"Another run is writing in {folder}: wait for its end, or choose another "
-            "--out."
-        ) from None
     finally:
         os.close(handle)
 

@@ -8,8 +8,6 @@ step, which a checkpoint has: Grain starts there, and reads the same blocks as e
 
 import mmap
 import os
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from importlib import import_module
@@ -170,17 +168,18 @@ def open_kept(entry: Entry, folder: Path) -> Kept:
     Raises:
         ValueError: nothing is there, or it is damaged.
     """
-    try:
-        with (folder / REST).open("rb") as file, np.load(file) as rest:
-            facts = {name: rest[name] for name in rest}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(str(error)) from error
-    labels, test = facts["train_labels"], (facts["test_images"], facts["test_labels"])
+    names = ("train_labels", "test_images", "test_labels", "origin", "fingerprint")
+    labels, test_images, test_labels, origin, expected = prepared.read_npz(
+        folder / REST, *names
+    )
     train = Streamed(folder / TRAIN, labels, entry.image_shape)
-    kept = Kept(train, *test, str(facts["origin"]), str(facts["fingerprint"]))
-    if _fingerprint(train, labels, *test) != kept.fingerprint:
+    try:
+        found = _fingerprint(train, labels, test_images, test_labels)
+    except OSError as error:
+        raise ValueError(str(error)) from error
+    if found != str(expected):
         raise ValueError("the fingerprint does not match")
-    return kept
+    return Kept(train, test_images, test_labels, str(origin), str(expected))
 
 
 def _fingerprint(train: Streamed, *others: np.ndarray) -> str:

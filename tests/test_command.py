@@ -109,6 +109,17 @@ def test_a_reader_that_leaves_is_one_sentence():
     assert len(said.splitlines()) == 1
 
 
+def test_a_full_disk_is_one_sentence(capsys):
+    def run(_):
+        raise OSError(28, "No space left on device", "results.json")
+
+    with pytest.raises(SystemExit) as stop:
+        main(run, int, ["1"], program="x")
+    assert stop.value.code == 1
+    said = "Stopped: results.json cannot be used (No space left on device). Look at"
+    assert capsys.readouterr().err.startswith(said)
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_quick_check_leaves_the_quoted_results_alone(name, tmp_path):
     for place in ("runs", "experiments"):

@@ -262,3 +262,18 @@ def test_real_images_same_seed_same_metrics(tmp_path):
     assert (tmp_path / "a/params.npz").read_bytes() == (
         tmp_path / "b/params.npz"
     ).read_bytes()
+
+
+def test_a_disk_that_is_full_when_pictures_are_drawn(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fashion_mnist, "_draw", full)
+    job = ["--dataset", "digits", "--epochs", 1, "--out", tmp_path / "run"]
+    said = refused(capsys, *job, code=1)
+    assert "No space left on device" in said
+    assert "--resume" in said
+    assert "Traceback" not in said
+    monkeypatch.undo()
+    fashion_mnist.command_line(["--resume", str(tmp_path / "run")])
+    assert (tmp_path / "run" / "curves.png").exists()

@@ -62,6 +62,20 @@ def test_what_is_damaged_is_not_used(opened, tmp_path, file):
     (tmp_path / file).write_bytes(content[:-100])
     with pytest.raises(ValueError, match=r"fingerprint|not a zip|reshape"):
         stream.open_kept(ENTRY, tmp_path)
+    (tmp_path / file).unlink()
+    with pytest.raises(ValueError, match="No such file"):
+        stream.open_kept(ENTRY, tmp_path)
+
+
+def test_another_file_in_its_place_is_not_used(opened, tmp_path):
+    stream.keep(opened, ENTRY, tmp_path)
+    np.savez(tmp_path / "rest.npz", others=np.zeros(3))
+    with pytest.raises(ValueError, match="train_labels"):
+        stream.open_kept(ENTRY, tmp_path)
+    with (tmp_path / "rest.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(ValueError, match="context manager"):
+        stream.open_kept(ENTRY, tmp_path)
 
 
 def test_a_set_that_is_not_whole_is_refused(opened, tmp_path):
