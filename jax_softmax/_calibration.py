@@ -22,6 +22,7 @@ from jax_softmax._losses import (
     nll_and_grad,
 )
 from jax_softmax._reductions import softmax
+from jax_softmax._shards import Shards
 from jax_softmax._tracing import traced_once
 
 LOG_RANGE = 80.0  # of the inverse temperature, whose exp then fits in a float32
@@ -211,7 +212,7 @@ def _vectors(logits: Array, labels: Array, where: Array, l2: float) -> VectorSca
     z, labels, keep = _held_out(logits, labels, where)
     classes = z.shape[-1]
     rows, labels, keep = z.reshape(-1, classes), labels.reshape(-1), keep.reshape(-1)
-    shards = checks.shards(None, classes, None)
+    shards = Shards.whole(classes)
     share = keep.astype(z.dtype) / jnp.maximum(keep.sum(), 1).astype(z.dtype)
     is_factor = jnp.arange(2 * classes) < classes
     origin = jnp.where(is_factor, 1, 0).astype(z.dtype)

@@ -50,6 +50,21 @@ def class_ids(name: str, value: ArrayLike, batch: tuple[int, ...]) -> Array:
     return array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
 
 
+def examples(
+    x_name: str, x: ArrayLike, labels_name: str, labels: ArrayLike
+) -> tuple[Array, Array]:
+    """At least one row, and a class id for each."""
+    x = array_of(x_name, x)
+    some_rows(x_name, x)
+    return x, class_ids(labels_name, labels, x.shape[:1])
+
+
+def some_rows(name: str, x: Array | np.ndarray) -> None:
+    """At least one."""
+    if x.ndim == 0 or len(x) == 0:
+        raise ValueError(f"{name} must have at least one row, got shape {x.shape}")
+
+
 def not_wrapped(ids: ArrayLike) -> ArrayLike:
     """64-bit ids that JAX would wrap to 32 bits, as the nearest that these hold: no
     class either."""
@@ -139,6 +154,21 @@ def fraction(name: str, value: float) -> float:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must be in [0, 1], got {value}")
     return value
+
+
+def not_negative(name: str, value: float) -> float:
+    """A finite number >= 0 that is known while tracing."""
+    value = number(name, value)
+    if value < 0:
+        raise ValueError(f"{name} must not be negative, got {value}")
+    return value
+
+
+def functions(**values: object) -> None:
+    """Each can be called."""
+    for name, value in values.items():
+        if not callable(value):
+            raise TypeError(f"{name} must be a function, got {type(value).__name__}")
 
 
 def one_key(name: str, value: Array) -> None:

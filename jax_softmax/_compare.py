@@ -1,4 +1,4 @@
-"""compare_gradients: autodiff, paper, finite differences and float64 side by side."""
+"""compare_gradients: autodiff, paper and differences beside 60 decimal digits."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -52,10 +52,10 @@ def compare_gradients(
     The judge is reverse mode of `judge` (by default `function`) on the same numbers:
     its program is traced in float64, inside `jax.enable_x64(True)` (the caller's jax
     config is as it was), and run in 60 decimal digits, so that nothing which cancels in
-    float64 is lost. Where decimals have no such operation or would take more than a
-    second, and for a judge that was given, float64 runs it; the report says so. A judge
-    can be wrong as well, so at the probed entries it is itself compared with float64
-    differences, and what they contradict is a doubt: raise_if fails on it.
+    float64 is lost. Where decimals have no such operation or would take more than about
+    half a second, and for a judge that was given, float64 runs it; the report says so.
+    A judge can be wrong as well, so at the probed entries it is itself compared with
+    float64 differences, and what they contradict is a doubt: raise_if fails on it.
     Order 2 takes the gradient on trust: compare that first.
 
     Args:
@@ -96,6 +96,10 @@ def compare_gradients(
         raise ValueError(f"order: got {order}, wanted 1 or 2")
     if probes < 1:
         raise ValueError(f"probes: got {probes}, wanted at least 1")
+    if step is not None and not 0 < step < np.inf:
+        raise ValueError(f"step: got {step}, wanted a finite number above 0")
+    if not 0 <= floor < np.inf:
+        raise ValueError(f"floor: got {floor}, wanted a finite number of at least 0")
     random = np.random.default_rng(seed)
     args = jax.tree.map(arguments.as_array, args)
     template, names, places = arguments.differentiated(function, args, argnums)

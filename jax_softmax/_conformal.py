@@ -109,5 +109,6 @@ def adaptive_scores(
     before = jnp.concatenate((jnp.zeros_like(mass[..., :1]), mass[..., :-1]), axis=-1)
     before = jnp.take_along_axis(before, jnp.argsort(order, axis=-1), axis=-1)
     if key is not None:
+        checks.one_key("key", key)
         before += p * jax.random.uniform(key, (*p.shape[:-1], 1), p.dtype)
     return jnp.where(jnp.isnan(p).any(-1, keepdims=True), jnp.nan, 0 - before)

@@ -98,7 +98,8 @@ def least_cost_decision(
     least = expected.min(-1)
     decided = ~jnp.isnan(least)
     if abstention_cost is not None:
-        decided = decided & (least <= _scalar(abstention_cost))
+        price = checks.scalar("abstention_cost", abstention_cost)
+        decided = decided & (least <= price)
     return jnp.where(decided, expected.argmin(-1), NO_DECISION)
 
 
@@ -138,7 +139,8 @@ def decision_costs(
     decided, j = known_label(decisions, table.shape[1])
     cost = jnp.where(decided, table[i, j], jnp.nan)
     if abstention_cost is not None:
-        cost = jnp.where(decisions == NO_DECISION, _scalar(abstention_cost), cost)
+        price = checks.scalar("abstention_cost", abstention_cost)
+        cost = jnp.where(decisions == NO_DECISION, price, cost)
     return jnp.where(known, cost, jnp.nan)
 
 
@@ -225,9 +227,3 @@ def _table(costs: ArrayLike) -> Array:
             f"costs must be a table [classes, decisions], got shape {table.shape}"
         )
     return table
-
-
-def _scalar(abstention_cost: ArrayLike) -> Array:
-    cost = jnp.asarray(abstention_cost)
-    checks.same_shape("abstention_cost", cost, ())
-    return cost

@@ -9,8 +9,8 @@ from jax import Array, lax
 
 from jax_softmax._full_batch import (
     FullBatch,
-    Logits,
     Parameters,
+    RowLogits,
     no_preconditioner,
     outcome,
     precondition,
@@ -31,7 +31,7 @@ class Search(NamedTuple):
     """Where the search stands."""
 
     v: Parameters
-    z: Logits
+    z: RowLogits
     value: Array
     gradient: Parameters
     first_norm: Array
@@ -178,7 +178,7 @@ def _newton(batch: FullBatch, s: Search) -> tuple[Parameters, Array]:
 
 
 def _step_length(
-    batch: FullBatch, s: Search, dv: Parameters, dz: Logits
+    batch: FullBatch, s: Search, dv: Parameters, dz: RowLogits
 ) -> tuple[Array, Array]:
     """t with |slope(t)| <= |slope(0)| / 2 and no higher objective, near 1 if it can be.
 

@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float
 
 from jax_softmax import _checks as checks
 from jax_softmax._entries import row_entry
-from jax_softmax._partition import gap, log1p, total
+from jax_softmax._partition import compensated_sum, gap, log1p
 from jax_softmax._reductions import normalized
+from jax_softmax._shards import Shards
 
 
 class Logits(NamedTuple):
@@ -99,7 +100,7 @@ def law(p: Distribution) -> Law:
 
 
 def _law_of_logits(z: Array) -> Law:
-    out = normalized(z)
+    out = normalized(z, Shards.whole(z.shape[-1]))
     drops = moving_as(-out.log_probs, gap(z, z.max(-1, keepdims=True)))
     log_total = -out.log_probs.max(-1, keepdims=True)
     return Law(z, out.probs, out.log_probs, drops, log_total)
@@ -111,7 +112,7 @@ def _law_of_weights(weights: Array) -> Law:
     top = weights.max(-1, keepdims=True)
     is_top = weights == top
     ties = (is_top.sum(-1, keepdims=True) - 1).astype(weights.dtype)
-    rest = total(jnp.where(is_top, 0, weights))[..., None] + ties * top
+    rest = compensated_sum(jnp.where(is_top, 0, weights))[..., None] + ties * top
     scores = jnp.where(ruled_out, -jnp.inf, jnp.log(one))
 
     near = 2 * one > top

@@ -28,7 +28,7 @@ from jax_softmax._distributions import (
     with_slopes,
 )
 from jax_softmax._information import flat, mean_surprise, nats_in
-from jax_softmax._partition import log1p, total, two_sum
+from jax_softmax._partition import compensated_sum, log1p, two_sum
 
 
 def cross_entropy_between(
@@ -166,7 +166,7 @@ def js_divergence(
     less = _expm1(-jnp.abs(d))
     h = -jnp.sign(d) * less / (2 + less)
     mean = (a.probs + b.probs) / 2
-    value = lax.stop_gradient(total(product(mean, _two_sided(h))))
+    value = lax.stop_gradient(compensated_sum(product(mean, _two_sided(h))))
     slopes = (
         score_slope(a.probs, _to_halfway(jnp.where(a.probs == 0, 0, d))) / 2,
         score_slope(b.probs, _to_halfway(jnp.where(b.probs == 0, 0, -d))) / 2,
@@ -238,7 +238,7 @@ def _divergence(p: Law, q: Array, d: Array, *q_scores: Array) -> Array:
     far_d = jnp.where(far & (p.probs > 0), d, 0)
     terms = jnp.where(far, q - p.probs - p.probs * far_d, near_terms)
     slopes = score_slope(p.probs, -d), _excess(p.probs, q, d)
-    value = lax.stop_gradient(total(terms))
+    value = lax.stop_gradient(compensated_sum(terms))
     return with_slopes(value, slopes[: 1 + len(q_scores)], p.scores, *q_scores)
 
 

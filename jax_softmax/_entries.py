@@ -1,13 +1,10 @@
 """Entries of a row, where XLA for CPU needs a hint to work on them as vectors."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
-from jax_softmax._platform import by_platform
+from jax_softmax._platform import by_platform, once
 
 FEW_CLASSES = 16  # are compared, or added up, one after the other
 FEW_ROWS = 8  # are not worth an array of all columns
@@ -59,43 +56,3 @@ def _compared_as_bits(rows: Array, column: Array) -> Array:
 def _compared_as_bits_jvp(primals, tangents):
     (rows, column), (d_rows, _) = primals, tangents
     return _compared_as_bits(rows, column), _compared(d_rows, column)
-
-
-def once(array: Array) -> Array:
-    """An array that XLA for CPU is not to make again for every number it is used for.
-
-    What a loop leaves is read from memory; a barrier alone is gone by then.
-    """
-
-    def on_cpu(array: Array) -> Array:
-        def kept(index: Array, array: Array) -> Array:
-            return lax.optimization_barrier((array, index))[0]
-
-        return lax.fori_loop(0, 2, kept, array)
-
-    return by_platform(array, cpu=on_cpu, default=lambda array: array)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def rounded(x: Array, kind: np.dtype) -> Array:
-    """x.astype(kind).
-
-    XLA for CPU converts to bfloat16 one number at a time where more than a little is
-    fused with that, so there it is done on bits.
-    """
-    if x.dtype != jnp.float32 or kind != jnp.bfloat16:
-        return x.astype(kind)
-
-    def by_bits(x: Array) -> Array:
-        bits = lax.bitcast_convert_type(x, jnp.uint32)
-        to_even = (bits >> 16) & 1
-        bits = (bits + (0x7FFF + to_even)) >> 16
-        bits = jnp.where(jnp.isnan(x), 0x7FC0, bits).astype(jnp.uint16)
-        return lax.bitcast_convert_type(bits, kind)
-
-    return by_platform(x, cpu=by_bits, default=lambda x: x.astype(kind))
-
-
-@rounded.defjvp
-def _rounded_jvp(kind, primals, tangents):
-    return rounded(*primals, kind), tangents[0].astype(kind)

@@ -10,8 +10,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Float, Integer
 
+from jax_softmax import _checks as checks
 from jax_softmax._losses import cross_entropy
-from jax_softmax._rows import examples
 
 Model = Any  # a pytree; logits(x) is all that evaluation asks of it
 Transform = Callable[[Array], Array]
@@ -32,7 +32,8 @@ def evaluate(
         ValueError: no rows, or not as many labels as rows.
         TypeError: x or labels are no numbers.
     """
-    x, labels = examples("x", x, "labels", labels)
+    checks.functions(transform=transform)
+    x, labels = checks.examples("x", x, "labels", labels)
     return _evaluate(model, x, labels, transform)
 
 

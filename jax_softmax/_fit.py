@@ -112,7 +112,7 @@ def fit(
             The rest of the arguments must be as they were, but for epochs.
         watch: called with the Progress now and then within an epoch, to save it or, by
             raising, to stop.
-        watch_every: multiples of so many steps are among those moments.
+        watch_every: watch is also called after every so many steps of an epoch.
 
     Yields:
         One Epoch per pass. Stop iterating to stop training.
@@ -139,6 +139,7 @@ def fit(
     if len(source) == 0:
         raise ValueError("x must have at least one row, got none")
     checks.one_key("key", key)
+    checks.functions(objective=objective, transform=transform)
     if not hasattr(optimizer, "update"):
         raise TypeError(
             "optimizer must be one of optax's, such as optax.sgd(0.1), "

@@ -23,10 +23,11 @@ from jaxtyping import Bool, Float, Int
 
 TILE_ELEMENTS = 2**19  # features of a tile, which stay in a CPU's cache
 BLOCK_ELEMENTS = 2**25  # a preconditioner of blocks is at most this large
-SAMPLE = (4096, 16)  # rows that show the curvature: at least so many; so many a feature
+SAMPLE_ROWS = 4096  # show the curvature, at least
+SAMPLE_ROWS_PER_PARAMETER = 16
 
 Parameters = Float[Array, "parameters classes"]
-Logits = Float[Array, "rows classes"]
+RowLogits = Float[Array, "rows classes"]
 
 
 @partial(
@@ -45,7 +46,7 @@ class FullBatch:
     intercept: Bool[Array, ""]
     transform: Callable[[Array], Array]
 
-    def logits(self, v: Parameters) -> Logits:
+    def logits(self, v: Parameters) -> RowLogits:
         """x w + b: half a pass."""
 
         def tile(index: Array, z: Array) -> Array:
@@ -55,7 +56,7 @@ class FullBatch:
         empty = jnp.zeros((len(self.labels), v.shape[1]), v.dtype)
         return lax.fori_loop(0, self._tiles, tile, empty)
 
-    def pullback(self, r: Logits) -> Parameters:
+    def pullback(self, r: RowLogits) -> Parameters:
         """(x^T r, sum r), and 0 for biases that are not to move: half a pass."""
 
         def tile(index: Array, total: Array) -> Array:
@@ -65,7 +66,7 @@ class FullBatch:
         total = lax.fori_loop(0, self._tiles, tile, self._zeros(r))
         return self._movable(total)
 
-    def hessian_product(self, probs: Logits, q: Parameters) -> Parameters:
+    def hessian_product(self, probs: RowLogits, q: Parameters) -> Parameters:
         """regression_hvp with weights, at known probabilities: one pass.
 
         u = x q,  h_i = share_i p_i (u_i - <p_i, u_i>),  H q = x^T h + l2 q on w.
@@ -95,7 +96,7 @@ class FullBatch:
         return gradient.at[-1].multiply(self.intercept.astype(gradient.dtype))
 
     def value_and_gradient(
-        self, v: Parameters, z: Logits
+        self, v: Parameters, z: RowLogits
     ) -> tuple[Float[Array, ""], Parameters]:
         """The objective and its gradient at v with its logits z: half a pass."""
         loss, residual, _ = outcome(z, self.labels)
@@ -104,7 +105,7 @@ class FullBatch:
         return self.share @ loss + jnp.vdot(v, ridge) / 2, gradient
 
     def slopes(
-        self, v: Parameters, z: Logits, dv: Parameters, dz: Logits, t: Array
+        self, v: Parameters, z: RowLogits, dv: Parameters, dz: RowLogits, t: Array
     ) -> tuple[Array, Array, Array]:
         """The objective at v + t dv with its first and second derivative in t."""
         loss, residual, probs = outcome(z + t * dz, self.labels)
@@ -117,7 +118,7 @@ class FullBatch:
             self.share @ spread + self.l2 * jnp.vdot(dw, dw),
         )
 
-    def gradient_rounding(self, v: Parameters, z: Logits) -> Float[Array, ""]:
+    def gradient_rounding(self, v: Parameters, z: RowLogits) -> Float[Array, ""]:
         """About how far rounding can move the gradient in w: one pass.
 
         One rounding for each product's terms and for the logits behind the residuals:
@@ -132,8 +133,8 @@ class FullBatch:
 
     def sample(self, parameters: int, dtype: jnp.dtype) -> tuple[Array, Array]:
         """Evenly spaced rows with a last 1 for the bias, and their shares."""
-        least, for_each = SAMPLE
-        step = max(1, len(self.labels) // max(least, for_each * parameters))
+        rows = max(SAMPLE_ROWS, SAMPLE_ROWS_PER_PARAMETER * parameters)
+        step = max(1, len(self.labels) // rows)
         features = self._features(self.x[::step], dtype)
         ones = jnp.broadcast_to(self.intercept.astype(dtype), (len(features), 1))
         share = self.share[::step]
@@ -251,11 +252,11 @@ class Outcome(NamedTuple):
     """
 
     loss: Float[Array, " rows"]
-    residual: Logits  # probs - onehot(labels)
-    probs: Logits
+    residual: RowLogits  # probs - onehot(labels)
+    probs: RowLogits
 
 
-def outcome(z: Logits, labels: Int[Array, " rows"]) -> Outcome:
+def outcome(z: RowLogits, labels: Int[Array, " rows"]) -> Outcome:
     """The outcome of logits; labels that are no class make NaN."""
     at_the_label = jnp.arange(z.shape[1], dtype=labels.dtype) == labels[:, None]
     top = z.max(1, keepdims=True)

@@ -133,7 +133,7 @@ TO_DECIMAL = np.frompyfunc(lambda v: Decimal(float(v)), 1, 1)
 _MAXIMUM, _MINIMUM = np.frompyfunc(_larger, 2, 1), np.frompyfunc(_smaller, 2, 1)
 SLOW = {"exp", "log", "log1p", "expm1", "tanh", "logistic", "pow", "cosh", "sinh"}
 ANY_TYPE = {
-    *("broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "slice"),
+    *("broadcast_in_dim", "reshape", "transpose", "squeeze", "slice"),
     *("rev", "concatenate", "select_n", "copy", "iota", "lt", "le", "gt", "ge", "eq"),
     "ne",
 }
@@ -184,13 +184,11 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     ),
     "dot_general": _dot,
     "scatter-add": _scatter_add,
-    "scatter_add": _scatter_add,
     "convert_element_type": _converted,
     "broadcast_in_dim": _broadcast,
     "reshape": lambda x, *, new_sizes, **_: x.reshape(new_sizes),
     "transpose": lambda x, *, permutation: x.transpose(permutation),
     "squeeze": lambda x, *, dimensions: x.squeeze(tuple(dimensions)),
-    "expand_dims": lambda x, *, dimensions: np.expand_dims(x, dimensions),
     "slice": _slice,
     "rev": lambda x, *, dimensions: np.flip(x, dimensions),
     "split": lambda x, *, sizes, axis: np.split(x, np.cumsum(sizes)[:-1], axis),
@@ -206,6 +204,5 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
         shape,
     ),
     "copy": lambda x: x,
-    "copy_p": lambda x: x,
     "stop_gradient": lambda x, **_: x,
 }

@@ -27,7 +27,7 @@ from jax_softmax._distributions import (
     score_slope,
     with_slopes,
 )
-from jax_softmax._partition import total
+from jax_softmax._partition import compensated_sum
 
 
 def entropy(
@@ -86,8 +86,7 @@ def perplexity(
         Between 1 and the number of classes, within 12 ULP.
 
     Raises:
-        TypeError: p does not say what it is, or is not floating point, or base no
-            number.
+        TypeError: p does not say what it is, or is not floating point.
         ValueError: where is not shaped like the rows of p.
 
     >>> print(f"{perplexity(Probs(jnp.array([0.5, 0.25, 0.25]))):.5g}")
@@ -95,7 +94,7 @@ def perplexity(
     """
     (p,), keep = kept(where, 1, p=p)
     a = law(p)
-    value = jnp.exp(total(product(a.probs, a.drops))) / a.probs.max(-1)
+    value = jnp.exp(compensated_sum(product(a.probs, a.drops))) / a.probs.max(-1)
     nats = _entropy(a)
     moving = lax.stop_gradient(value) * jnp.exp(nats - lax.stop_gradient(nats))
     return jnp.where(keep, moving, 0)
@@ -146,7 +145,7 @@ def conditional_entropy(
     cells = law(kind(flat(table)))
     possible = (cells.probs.reshape(table.shape) > 0).any(-1, keepdims=True)
     surprise = -flat(law(kind(jnp.where(possible, table, 1))).log_probs)
-    mean = lax.stop_gradient(total(product(cells.probs, surprise)))
+    mean = lax.stop_gradient(compensated_sum(product(cells.probs, surprise)))
     h = with_slopes(mean, (score_slope(cells.probs, surprise),), cells.scores)
     return jnp.where(keep, h, 0) / unit
 
@@ -169,7 +168,7 @@ def mean_surprise(p: Law, q: Law) -> tuple[Array, Array]:
 
     Two terms >= 0: nothing cancels, and the slope sees only the second.
     """
-    mean = q.log_total[..., 0] + total(product(p.probs, q.drops))
+    mean = q.log_total[..., 0] + compensated_sum(product(p.probs, q.drops))
     return lax.stop_gradient(mean), score_slope(p.probs, q.drops)
 
 

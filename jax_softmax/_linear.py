@@ -21,7 +21,7 @@ from jax_softmax import _linear_tiles as tiles
 from jax_softmax._linear_map import linear_map
 from jax_softmax._linear_passes import Gradients
 from jax_softmax._linear_plan import Chunk, Keep, head_of, layer_of, on_tiles
-from jax_softmax._linear_rows import Losses, Rows, losses, measure, over_devices
+from jax_softmax._linear_rows import Losses, Reduced, losses, measure, over_devices
 from jax_softmax._linear_tiles import Head, Layer
 from jax_softmax._shards import AxisName
 from jax_softmax._tracing import traced_once
@@ -65,7 +65,7 @@ def linear_cross_entropy(
         softcap: logits become softcap * tanh(z / softcap).
         tied: w is an embedding table [classes, features], used without a copy.
         chunk: (tokens, classes) of a tile. By default from the shapes alone: on a CPU,
-            up to 1024 tokens by as many classes; elsewhere all tokens by 2048 classes.
+            up to 1024 tokens by as many classes; elsewhere all tokens by 2560 classes.
             Any value gives the same answer, up to rounding.
         precision: of all matmuls, as in jax.lax.dot_general.
         axis_name: mesh axes, inside jax.shard_map, over which the classes lie in order:
@@ -137,7 +137,7 @@ def mean_linear_cross_entropy(
             of the batch.
         z_loss: the weight of lse^2.
         chunk: (tokens, classes) of a tile. One number is kept of each logit of a chunk
-            of tokens, in 52 MB on a CPU and 512 MB elsewhere, which by default is how
+            of tokens, in 52 MB on a CPU and 537 MB elsewhere, which by default is how
             many tokens it has. Where fewer than 64 tokens fit, for a larger chunk, and
             where there are several devices and no chunk that fits divides the tokens,
             logits are made again, which is a fourth matmul; on a CPU also where that is
@@ -191,7 +191,7 @@ def _per_row(head: Head, chunk: Chunk | None, layer: Layer) -> tuple[Array, Arra
     def tiled(function, *args):
         return on_tiles(function, head, chunk, Keep.NOTHING, *args)
 
-    def value(layer: Layer) -> tuple[Rows, tuple[Array, Array]]:
+    def value(layer: Layer) -> tuple[Reduced, tuple[Array, Array]]:
         rows = over_devices(head, tiled(measure, layer))
         found = losses(head, layer, rows)
         return rows, (found.loss, found.lse)

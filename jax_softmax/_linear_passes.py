@@ -17,7 +17,7 @@ from jax import Array, lax
 
 from jax_softmax import _linear_tiles as tiles
 from jax_softmax._entries import is_column
-from jax_softmax._linear_rows import Measured, Rows, losses, measured, over_devices
+from jax_softmax._linear_rows import Measured, Reduced, losses, measured, over_devices
 from jax_softmax._linear_tiles import Head, Index, Layer
 from jax_softmax._partition import shifted_exp
 
@@ -40,7 +40,7 @@ class Cotangents(NamedTuple):
 
 
 def pull(
-    head: Head, layer: Layer, rows: Rows, a: Array, c: Array, wanted: Gradients
+    head: Head, layer: Layer, rows: Reduced, a: Array, c: Array, wanted: Gradients
 ) -> Gradients:
     """Pass two over all tokens, logits made again: three matmuls."""
 
@@ -62,7 +62,7 @@ def pull(
 
 def measure_and_pull(
     head: Head, layer: Layer, weights: Array, z_loss: float, wanted: Gradients
-) -> tuple[Rows, Gradients]:
+) -> tuple[Reduced, Gradients]:
     """Both passes, chunk of tokens by chunk: three matmuls if one number is kept of
     each logit.
 
@@ -94,8 +94,8 @@ def measure_and_pull(
             held = tiles.take(head, held, size, start, width).astype(found.nll.dtype)
             if not tiles.keeps_exp(head):
                 return _dz(head, piece, cotangents, held, start)
-            p = held * shares[start // head.classes][:, None]
-            return _at_label(head, piece, cotangents, p, start)
+            p = held * shares[start // head.tile_classes][:, None]
+            return _at_label(piece, cotangents, p, start)
 
         needed = _needed(head, piece, seen, a) if head.skip_below else None
         return (_pull(head, piece, dz, needed, grads, start), kept), seen.rows
@@ -108,7 +108,7 @@ def measure_and_pull(
     rest = tokens - head.first
     if rest or not head.first:
         if head.keeps:
-            shape = (min(head.tokens, rest), classes)
+            shape = (min(head.chunk_tokens, rest), classes)
             kept = jnp.zeros_like(layer.x, tiles.kept_type(head, layer), shape)
             if head.first:  # any number of its gradients: no memory before it is done
                 kept += jax.tree.leaves(grads)[0].reshape(-1)[0].astype(kept.dtype)
@@ -122,7 +122,7 @@ def measure_and_pull(
 
 
 def push(
-    head: Head, layer: Layer, rows: Rows, tangents: Gradients
+    head: Head, layer: Layer, rows: Reduced, tangents: Gradients
 ) -> tuple[Array, Array]:
     """Tangents of (loss, lse): what `pull` is the transpose of."""
 
@@ -151,13 +151,15 @@ def push(
             return tuple(s + t.sum(-1) for s, t in zip(sums, terms, strict=True)), None
 
         classes = tiles.classes_of(head, layer.w)
-        return carry, tiles.over(classes, head.classes, tile, (zeros, zeros), None)[0]
+        return carry, tiles.over(
+            classes, head.tile_classes, tile, (zeros, zeros), None
+        )[0]
 
     return tiles.over_tokens(head, layer.x.shape[0], chunk, None)[1]
 
 
 def _cotangents(
-    layer: Layer, rows: Rows, nll: Array, a: Array, c: Array, smoothing: float
+    layer: Layer, rows: Reduced, nll: Array, a: Array, c: Array, smoothing: float
 ) -> Cotangents:
     """From those of the rows' losses, a, and of their lse, c."""
     empty = rows.part.max == -jnp.inf
@@ -182,16 +184,14 @@ def _dz(head: Head, layer: Layer, of: Cotangents, z: Array, start: Index) -> Arr
     p = jnp.exp(z_finite - of.top[:, None]) * of.scale[:, None]
     if of.uniform is not None:
         p = jnp.where(z > -jnp.inf, p - of.uniform[:, None], p)
-    dz = _at_label(head, layer, of, p, start)
+    dz = _at_label(layer, of, p, start)
     if head.softcap is None:
         return dz
     z = jnp.maximum(z, -head.softcap)  # padding is below it
     return dz * (1 - jnp.square(z / head.softcap))
 
 
-def _at_label(
-    head: Head, layer: Layer, of: Cotangents, dz: Array, start: Index
-) -> Array:
+def _at_label(layer: Layer, of: Cotangents, dz: Array, start: Index) -> Array:
     """The cotangents of a tile, those of labels put right and of dropped rows 0."""
     is_label = is_column(dz, layer.labels - start)
     dz = jnp.where(is_label, of.at_label[:, None], dz)
@@ -213,7 +213,7 @@ def _needed(
 
     def tile(start: Index, width: int) -> Array:
         labelled = ((labels >= start) & (labels < start + width)).any()
-        return labelled | ~negligible[start // head.classes]
+        return labelled | ~negligible[start // head.tile_classes]
 
     return tile
 
@@ -271,7 +271,11 @@ def _pull(
 
     dx = None if grads.x is None else jnp.zeros_like(x, tiles.wide_type(layer))
     carry, _ = tiles.over(
-        tiles.classes_of(head, layer.w), head.classes, tile, grads._replace(x=dx), None
+        tiles.classes_of(head, layer.w),
+        head.tile_classes,
+        tile,
+        grads._replace(x=dx),
+        None,
     )
     if grads.x is None or carry.x is None:
         return carry

@@ -24,7 +24,7 @@ TILE_ELEMENTS = 2**20  # on a CPU: a few such tiles stay in its cache
 WIDEST = {True: 1024, False: 2560}  # on a CPU, and elsewhere
 MOST_IN_PLACE = 512  # tokens: with more, what a tile works on leaves the cache
 MOST_TOKENS = 1024  # of a chunk on a CPU whose logits are made again
-WORTH = 128  # features, more or less, whose products take as long as a number kept
+KEEPING_COSTS = 128  # features: a product over so many takes as long
 LEAST_TOKENS = 64  # of a chunk: with fewer, reading w again for each costs more
 
 
@@ -105,10 +105,7 @@ def head_of(
             "skip_below must be 0 with label_smoothing: every class has a gradient then"
         )
     static = (tied, softcap, label_smoothing, precision, skip_below, shards)
-    devices = jax.device_count()
-    return Head(
-        *static, devices, tokens=0, classes=0, keeps=False, first=0, in_place=False
-    )
+    return Head(*static, jax.device_count())
 
 
 def _positive(size: Any) -> bool:
@@ -152,7 +149,7 @@ def _cut(
     if chunk is not None:
         tokens, width = min(chunk[0], rows), min(chunk[1], classes)
         keeps = keep is not Keep.NOTHING and tokens <= fitting
-        return head._replace(tokens=tokens, classes=width, keeps=keeps)
+        return head._replace(chunk_tokens=tokens, tile_classes=width, keeps=keeps)
     first = min(rows, features, MOST_IN_PLACE)
     in_place = keep is Keep.IN_PLACE and on_cpu and head.devices == 1
     if not (in_place and first > 1 and _pays(first, features, rows)):
@@ -172,7 +169,9 @@ def _cut(
         width = min(width, 1 << (room.bit_length() - 1))
     while classes % width == 1:  # XLA fuses one column alone, and copies all for it
         width -= 16
-    return head._replace(tokens=tokens, classes=width, keeps=keeps, first=first)
+    return head._replace(
+        chunk_tokens=tokens, tile_classes=width, keeps=keeps, first=first
+    )
 
 
 def _pays(tokens: int, features: int, rows: int) -> bool:
@@ -182,7 +181,7 @@ def _pays(tokens: int, features: int, rows: int) -> bool:
     of few tokens, since w and its gradient are read for each chunk of them.
     """
     again = min(rows, MOST_TOKENS)
-    return 1 / tokens + 1 / features <= 1 / WORTH + 1 / again
+    return 1 / tokens + 1 / features <= 1 / KEEPING_COSTS + 1 / again
 
 
 def _chunk_of(head: Head, tokens: int, most: int) -> int | None:

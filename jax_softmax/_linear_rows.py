@@ -21,7 +21,7 @@ from jax_softmax._partition import (
 T = TypeVar("T")
 
 
-class Rows(NamedTuple):
+class Reduced(NamedTuple):
     """What pass one learns of each row."""
 
     part: Partition
@@ -41,29 +41,29 @@ class Losses(NamedTuple):
 class Measured(NamedTuple):
     """Pass one over one chunk of tokens."""
 
-    rows: Rows
+    rows: Reduced
     tops: Array  # [tiles, tokens]: the maximum of each tile
     kept: Array | None
 
 
-def measure(head: Head, layer: Layer) -> Rows:
+def measure(head: Head, layer: Layer) -> Reduced:
     """Pass one over all tokens: one matmul."""
 
-    def chunk(carry: None, start: Index, size: int) -> tuple[None, Rows]:
+    def chunk(carry: None, start: Index, size: int) -> tuple[None, Reduced]:
         piece = tiles.piece_of(head, layer, start, size)
         return carry, measured(head, piece, None).rows
 
     return tiles.over_tokens(head, layer.x.shape[0], chunk, None)[1]
 
 
-def over_devices(head: Head, rows: Rows) -> Rows:
+def over_devices(head: Head, rows: Reduced) -> Reduced:
     """What the classes on all devices tell of each row: a partition and the label's
     logit travel, three numbers."""
     shards = head.shards
-    return rows if shards.axis_name is None else merged_rows(shards.each(rows))
+    return rows if shards.alone else merged_rows(shards.each(rows))
 
 
-def losses(head: Head, layer: Layer, rows: Rows) -> Losses:
+def losses(head: Head, layer: Layer, rows: Reduced) -> Losses:
     """Sums of non-negative terms. An unknown label is NaN, a dropped row 0."""
     total = log1p(rows.part.tail)
     nll = gap(rows.label, rows.part.max) + total
@@ -89,28 +89,28 @@ def measured(head: Head, layer: Layer, kept: Array | None) -> Measured:
         kept = tiles.put(head, kept, e if tiles.keeps_exp(head) else z, start)
         return kept, rows_of_tile(head, layer, z, part, start)
 
-    def combined(whole: Rows, rest: Rows | None) -> tuple[Rows, Array]:
+    def combined(whole: Reduced, rest: Reduced | None) -> tuple[Reduced, Array]:
         tiled = stacked(whole, rest)
         return merged_rows(tiled), tiled.part.max
 
     classes = tiles.classes_of(head, layer.w)
-    kept, (rows, tops) = tiles.over(classes, head.classes, tile, kept, combined)
+    kept, (rows, tops) = tiles.over(classes, head.tile_classes, tile, kept, combined)
     return Measured(rows, tops, kept)
 
 
 def rows_of_tile(
     head: Head, layer: Layer, z: Array, part: Partition, start: Index
-) -> Rows:
+) -> Reduced:
     """What the logits of the classes from start on tell of each row."""
     column = layer.labels - start
     held = (column >= 0) & (column < z.shape[1])
     label = jnp.take_along_axis(z, jnp.where(held, column, 0)[:, None], axis=1)
     label = jnp.where(held, label[:, 0], -jnp.inf)
     if not head.label_smoothing:
-        return Rows(part, label, None, None)
+        return Reduced(part, label, None, None)
     possible = z > -jnp.inf
     distance = jnp.where(possible, gap(z, part.max[:, None]), 0)
-    return Rows(part, label, distance.sum(-1), possible.sum(-1).astype(z.dtype))
+    return Reduced(part, label, distance.sum(-1), possible.sum(-1).astype(z.dtype))
 
 
 def stacked(whole: T, rest: T | None) -> T:
@@ -124,7 +124,7 @@ def stacked(whole: T, rest: T | None) -> T:
     )
 
 
-def merged_rows(several: Rows) -> Rows:
+def merged_rows(several: Reduced) -> Reduced:
     """What all tiles, or devices, along the leading axis tell of each row."""
     part = merge(several.part)
     spread = possible = None
@@ -132,4 +132,4 @@ def merged_rows(several: Rows) -> Rows:
         lower = jnp.where(several.possible > 0, gap(several.part.max, part.max), 0)
         spread = (several.spread + several.possible * lower).sum(0)
         possible = several.possible.sum(0)
-    return Rows(part, several.label.max(0), spread, possible)
+    return Reduced(part, several.label.max(0), spread, possible)

@@ -18,7 +18,7 @@ from jax_softmax._linear_plan import (
     on_tiles,
 )
 from jax_softmax._linear_rows import (
-    Rows,
+    Reduced,
     losses,
     merged_rows,
     over_devices,
@@ -110,7 +110,7 @@ def _of_rows(
 
 
 class _Tile(NamedTuple):
-    rows: Rows
+    rows: Reduced
     distance: Array  # sum of exp(z - max) (max - z)
     top: Array
     ids: Array
@@ -143,7 +143,7 @@ def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
         top = side_by_side(whole.top, rest.top if rest else None)
         ids = side_by_side(whole.ids, rest.ids if rest else None)
         top, ids = _likeliest(head, top, ids, top_k)
-        if shards.axis_name is not None:
+        if not shards.alone:
             top, ids = _likeliest(
                 head,
                 shards.side_by_side(top),
@@ -171,7 +171,7 @@ def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
         )
 
     classes = tiles.classes_of(head, layer.w)
-    return tiles.over(classes, head.classes, tile, None, combined)[1]
+    return tiles.over(classes, head.tile_classes, tile, None, combined)[1]
 
 
 def _likeliest(head: Head, z: Array, ids: Array, k: int) -> tuple[Array, Array]:

@@ -39,11 +39,11 @@ class Head(NamedTuple):
     skip_below: float
     shards: Shards
     devices: int  # that JAX sees; under plain jit tokens may lie on all of them
-    tokens: int
-    classes: int
-    keeps: bool  # of one chunk of tokens, from pass one for pass two
-    first: int  # tokens of a first chunk, for which they are kept in place:
-    in_place: bool  # where the gradient of w will be
+    chunk_tokens: int = 0
+    tile_classes: int = 0
+    keeps: bool = False  # of one chunk of tokens, from pass one for pass two
+    first: int = 0  # tokens of a first chunk, for which they are kept in place:
+    in_place: bool = False  # where the gradient of w will be
 
 
 def classes_of(head: Head, w: Array) -> int:
@@ -177,8 +177,8 @@ def deals(head: Head, tokens: int) -> int:
     Of tokens on several devices, each then has its part of every chunk: in an array of
     [tokens of a chunk, chunks] what is cut is an axis that no two devices share.
     """
-    even = not head.first and head.tokens and tokens % head.tokens == 0
-    return tokens // head.tokens if even else 1
+    even = not head.first and head.chunk_tokens and tokens % head.chunk_tokens == 0
+    return tokens // head.chunk_tokens if even else 1
 
 
 def over_tokens(
@@ -198,7 +198,7 @@ def over_tokens(
     def in_order(stacked: Any, last: Any) -> Any:
         return jax.tree.map(joined, stacked, *(() if last is None else (last,)))
 
-    return over(tokens, head.tokens, chunk, carry, in_order)
+    return over(tokens, head.chunk_tokens, chunk, carry, in_order)
 
 
 def cut(head: Head, rows: Any, start: Index, size: int) -> Any:

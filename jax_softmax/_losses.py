@@ -1,4 +1,4 @@
-"""Cross-entropy from logits, and the one home of the label and mask policy."""
+"""Cross-entropy from logits; what an unknown label and a dropped row give."""
 
 from functools import partial
 from operator import add
@@ -13,11 +13,11 @@ from jax_softmax import _checks as checks
 from jax_softmax._entries import is_column, row_entry
 from jax_softmax._exponential import quotient
 from jax_softmax._partition import (
+    compensated_sum,
     complement,
     gap,
     log1p,
     partition_and_probability,
-    total,
 )
 from jax_softmax._reductions import normalized
 from jax_softmax._shards import AxisName, Shards
@@ -150,7 +150,7 @@ def nll_from_probs(
     probs = checks.scores("probs", probs)
     labels = checks.class_ids("labels", labels, probs.shape[:-1])
     wide = checks.wide(probs)
-    shards = checks.shards(None, probs.shape[-1], None)
+    shards = Shards.whole(probs.shape[-1])
     nll = -jnp.log(at_label(wide, shards.column(labels)))
     return jnp.where(shards.has(labels), nll, jnp.nan)
 
@@ -203,7 +203,7 @@ def _cross_entropy(
         share = add(*quotient((jnp.full_like(count, smoothing), 0), (count, 0)))
         nll = jnp.where(possible, -normalized(z, shards).log_probs, 0)
         scale = 2.0**-24  # exact, and the sum of the largest numbers stays finite
-        spread = shards.sum(total(nll * scale))
+        spread = shards.sum(compensated_sum(nll * scale))
         loss = (1 - smoothing) * loss + share / scale * spread
     return jnp.where(keep, loss, 0)
 
@@ -229,11 +229,11 @@ def _soft_nll(
 
     @jax.custom_jvp
     def loss_of(z, targets):
-        return shards.sum(total(targets * nll(z, targets)))
+        return shards.sum(compensated_sum(targets * nll(z, targets)))
 
     def by_logits(dz, loss, z, targets):
         dz = checks.wide(dz)
-        mass = shards.sum(total(targets))[..., None]
+        mass = shards.sum(compensated_sum(targets))[..., None]
         grad = mass * normalized(z, shards).probs - targets
         return shards.sum((grad * dz).sum(-1))
 
@@ -289,8 +289,8 @@ def known_label(
     labels: Integer[Array, "*batch"], classes: int
 ) -> tuple[Bool[Array, "*batch"], Int[Array, "*batch"]]:
     """Which labels name a class, and a column that is safe to read for every row."""
-    known = (labels >= 0) & (labels < classes)
-    return known, jnp.where(known, labels, 0).astype(jnp.int32)
+    all_here = Shards.whole(classes)
+    return all_here.has(labels), jnp.maximum(all_here.column(labels), 0)
 
 
 def kept_rows(logits: Array, where: ArrayLike | None) -> tuple[Array, Array]:

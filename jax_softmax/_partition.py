@@ -15,7 +15,7 @@ from jax import Array, lax
 from jaxtyping import Float
 
 from jax_softmax import _checks as checks
-from jax_softmax._entries import FEW_CLASSES, once
+from jax_softmax._entries import FEW_CLASSES
 from jax_softmax._exponential import (
     RAISED,
     quotient,
@@ -28,7 +28,7 @@ from jax_softmax._exponential import (
     two_sum,
 )
 from jax_softmax._folds import others_sum, row_sum, stored_sum
-from jax_softmax._platform import by_platform
+from jax_softmax._platform import by_platform, once
 from jax_softmax._shards import Shards
 
 LOG2_LOW = {32: -1.904654e-09, 64: 2.319047e-17}  # log(2) less what its type holds
@@ -55,11 +55,11 @@ class Partition(NamedTuple):
 
 def log1p(tail: Array) -> Array:
     """log(1 + tail), within 1.5 ULP."""
-    large, small = _log1p(tail)
+    large, small = _log1p_parts(tail)
     return large + small
 
 
-def _log1p(tail: Array) -> tuple[Array, Array]:
+def _log1p_parts(tail: Array) -> tuple[Array, Array]:
     """log(1 + tail) as log(2) + log1p((tail - 1) / 2) where XLA's own strays.
 
     From sqrt(2) - 1 on XLA rounds 1 + tail first, which costs 2.5 ULP.
@@ -93,7 +93,7 @@ def partition(z: Float[Array, "*batch classes"]) -> Partition:
     high, low, tops = (leaf[..., None] for leaf in sums)
     product, rounding = two_product(high, factor)
     rounding = rounding + (high * factor_low + low * factor)
-    return _partition(top, product + rounding, tops)
+    return _from_sum(top, product + rounding, tops)
 
 
 def partition_and_exp(z: Float[Array, "*batch classes"]) -> tuple[Partition, Array]:
@@ -106,28 +106,26 @@ def partition_and_exp(z: Float[Array, "*batch classes"]) -> tuple[Partition, Arr
     moved = (z - lax.stop_gradient(z)) - (top - lax.stop_gradient(top))
     at_top = 1 + jnp.where(jnp.isfinite(top), moved, 0)  # 1, and its derivative
     exp = jnp.where(is_top, at_top, terms * 2.0**-RAISED)
-    return _partition(top, raised_sum[..., None], tops[..., None]), exp
+    return _from_sum(top, raised_sum[..., None], tops[..., None]), exp
 
 
 def partition_and_probability(
-    z: Float[Array, "*batch classes"], shards: Shards | None = None
+    z: Float[Array, "*batch classes"], shards: Shards
 ) -> tuple[Partition, Array]:
     """The partition, and exp(z - max) / (1 + tail); over devices, two numbers travel
     for each row."""
-    if shards is not None and shards.axis_name is None:
-        shards = None
-    if z.shape[-1] <= FEW_CLASSES and shards is None:
+    if shards.alone and z.shape[-1] <= FEW_CLASSES:
         part, exp = partition_and_exp(z)
         return part, _share(exp, part.column)
     part = partition(z)
-    if shards is not None:
+    if not shards.alone:
         part = merge(shards.each(part))
     return part, _probability(checks.wide(z), part.column)
 
 
 def _probability(z: Array, p: Partition) -> Array:
     """exp(z - max) / (1 + tail)."""
-    scale, total = row_scale(p.max), _total(p)
+    scale, total = row_scale(p.max), _one_plus_tail(p)
     ratio, low = quotient(row_factor(scale), total)
     exp, is_top = raised_exp(z, scale, low / ratio)
     return jnp.where(
@@ -152,24 +150,24 @@ def _share(terms: Array, p: Partition) -> Array:
         inverse, rest = quotient((jnp.ones_like(total), 0), (total, low))
         return terms * inverse + terms * rest
 
-    return by_platform(terms, *_total(p), cpu=divided, default=multiplied)
+    return by_platform(terms, *_one_plus_tail(p), cpu=divided, default=multiplied)
 
 
-def _total(p: Partition) -> tuple[Array, Array]:
+def _one_plus_tail(p: Partition) -> tuple[Array, Array]:
     """1 + tail, as high + low."""
     return two_sum(p.tail, jnp.ones_like(p.tail))
 
 
 @jax.custom_jvp
-def total(terms: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
+def compensated_sum(terms: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
     """The sum of terms, of either sign."""
     high, low = row_sum(terms)
     return high + low
 
 
-@total.defjvp
-def _total_jvp(primals, tangents):
-    return total(*primals), tangents[0].sum(-1)
+@compensated_sum.defjvp
+def _compensated_sum_jvp(primals, tangents):
+    return compensated_sum(*primals), tangents[0].sum(-1)
 
 
 def merge(parts: Partition) -> Partition:
@@ -184,7 +182,7 @@ def merge(parts: Partition) -> Partition:
     top = jnp.where(leads, parts.max, 0).sum(0)
     exp, exp_low = shifted_exp_and_rest(parts.max, top, raised=RAISED)
     exp, exp_low = (jnp.where(leads, 0, part) for part in (exp, exp_low))
-    weight, weight_low = _total(parts)
+    weight, weight_low = _one_plus_tail(parts)
     high, low = two_product(weight, exp)
     low = low + (weight_low * exp + weight * exp_low)
     high = jnp.where(leads, parts.raised_tail, high)
@@ -199,13 +197,13 @@ def merge(parts: Partition) -> Partition:
 
 def log_partition(p: Partition) -> Float[Array, "*batch"]:
     """lse = max + log1p(tail), rounded last; -inf when every class is ruled out."""
-    large, small = _log1p(p.tail)
+    large, small = _log1p_parts(p.tail)
     high, low = two_sum(p.max, large)
     lse = high + (jnp.where(jnp.isinf(high), 0, low) + small)
     return jnp.where(p.max == -jnp.inf, -jnp.inf, lse)
 
 
-def _partition(top: Array, raised_sum: Array, tops: Array) -> Partition:
+def _from_sum(top: Array, raised_sum: Array, tops: Array) -> Partition:
     """From the terms below the maximum, 2^RAISED times too large, and how many are at
     it."""
     tail = raised_sum + (tops - 1) * 2.0**RAISED

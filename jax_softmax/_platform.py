@@ -1,10 +1,13 @@
 """One loop for CPUs and another for accelerators, chosen when XLA compiles."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import jax
-from jax import lax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 Result = TypeVar("Result")
@@ -15,8 +18,8 @@ def by_platform(
 ) -> Result:
     """cpu(*operands) on a CPU, default(*operands) elsewhere.
 
-    And wherever rows are spread over an Explicit mesh: a CPU's loops cut them, which
-    JAX does not do with what lies on several devices.
+    default also where the last axis of an operand is spread over an Explicit mesh: a
+    CPU's loops cut it, which JAX does not do with what lies on several devices.
     """
     if any(_is_spread(operand) for operand in operands):
         return default(*operands)
@@ -26,3 +29,43 @@ def by_platform(
 def _is_spread(operand: ArrayLike) -> bool:
     spec = jax.typeof(operand).sharding.spec
     return len(spec) > 0 and spec[-1] is not None
+
+
+def once(array: Array) -> Array:
+    """An array that XLA for CPU is not to make again for every number it is used for.
+
+    What a loop leaves is read from memory; a barrier alone is gone by then.
+    """
+
+    def on_cpu(array: Array) -> Array:
+        def kept(index: Array, array: Array) -> Array:
+            return lax.optimization_barrier((array, index))[0]
+
+        return lax.fori_loop(0, 2, kept, array)
+
+    return by_platform(array, cpu=on_cpu, default=lambda array: array)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def rounded(x: Array, kind: np.dtype) -> Array:
+    """x.astype(kind).
+
+    XLA for CPU converts to bfloat16 one number at a time where more than a little is
+    fused with that, so there it is done on bits.
+    """
+    if x.dtype != jnp.float32 or kind != jnp.bfloat16:
+        return x.astype(kind)
+
+    def by_bits(x: Array) -> Array:
+        bits = lax.bitcast_convert_type(x, jnp.uint32)
+        to_even = (bits >> 16) & 1
+        bits = (bits + (0x7FFF + to_even)) >> 16
+        bits = jnp.where(jnp.isnan(x), 0x7FC0, bits).astype(jnp.uint16)
+        return lax.bitcast_convert_type(bits, kind)
+
+    return by_platform(x, cpu=by_bits, default=lambda x: x.astype(kind))
+
+
+@rounded.defjvp
+def _rounded_jvp(kind, primals, tangents):
+    return rounded(*primals, kind), tangents[0].astype(kind)

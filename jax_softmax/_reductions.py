@@ -12,7 +12,6 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from jax_softmax import _checks as checks
-from jax_softmax._entries import rounded
 from jax_softmax._partition import (
     complement,
     gap,
@@ -20,6 +19,7 @@ from jax_softmax._partition import (
     log_partition,
     partition_and_probability,
 )
+from jax_softmax._platform import rounded
 from jax_softmax._shards import Shards
 from jax_softmax._tracing import traced_once
 
@@ -126,19 +126,19 @@ def softmax(
 
 @traced_once(static_argnames="axes")
 def _logsumexp(x: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
-    return normalized(_rows(x, where, axes).z).lse
+    return _moved(x, where, axes).normalized.lse
 
 
 @traced_once(static_argnames="axes")
 def _log_softmax(x: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
-    rows = _rows(x, where, axes)
-    return rows.restore(normalized(rows.z).log_probs, -jnp.inf)
+    rows = _moved(x, where, axes)
+    return rows.restore(rows.normalized.log_probs, -jnp.inf)
 
 
 @traced_once(static_argnames="axes")
 def _softmax(x: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
-    rows = _rows(x, where, axes)
-    return rows.restore(normalized(rows.z).probs, 0.0)
+    rows = _moved(x, where, axes)
+    return rows.restore(rows.normalized.probs, 0.0)
 
 
 class Normalized(NamedTuple):
@@ -154,9 +154,7 @@ class Normalized(NamedTuple):
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 @traced_once(static_argnums=1)
-def normalized(
-    z: Float[Array, "*batch classes"], shards: Shards | None = None
-) -> Normalized:
+def normalized(z: Float[Array, "*batch classes"], shards: Shards) -> Normalized:
     """lse, log-probabilities and probabilities from one partition of the last axis.
 
     All are as wide as sums are, also where z is narrower.
@@ -177,7 +175,7 @@ def _normalized_jvp(shards, primals, tangents):
     (z,), (dz,) = primals, tangents
     out, dz = normalized(z, shards), checks.wide(dz)
     p_dz = jnp.where(out.lse[..., None] == -jnp.inf, 0, out.probs) * dz
-    total = p_dz.sum(-1) if shards is None else shards.sum(p_dz.sum(-1))
+    total = shards.sum(p_dz.sum(-1))
     d_log_probs = out.complements * dz - (total[..., None] - p_dz)
     d_probs = out.probs * d_log_probs
     return out, Normalized(total, d_log_probs, d_probs, -d_probs)
@@ -193,14 +191,18 @@ def _checked(
     return x, axes, where
 
 
-class _Rows(NamedTuple):
+class _Moved(NamedTuple):
     """x with the reduced axes last and as one, and the way back."""
 
     z: Float[Array, "*batch classes"]
     restore: Callable[[Array, float], Array]
 
+    @property
+    def normalized(self) -> Normalized:
+        return normalized(self.z, Shards.whole(self.z.shape[-1]))
 
-def _rows(x: Array, where: Array | None, axes: tuple[int, ...]) -> _Rows:
+
+def _moved(x: Array, where: Array | None, axes: tuple[int, ...]) -> _Moved:
     last = tuple(range(-len(axes), 0))
     kept = x if where is None else jnp.where(where, x, -jnp.inf)
     moved = jnp.moveaxis(kept, axes, last)
@@ -211,4 +213,4 @@ def _rows(x: Array, where: Array | None, axes: tuple[int, ...]) -> _Rows:
         out = jnp.moveaxis(rows, last, axes)
         return out if where is None else jnp.where(where, out, dropped)
 
-    return _Rows(moved.reshape(*batch, math.prod(reduced)), restore)
+    return _Moved(moved.reshape(*batch, math.prod(reduced)), restore)

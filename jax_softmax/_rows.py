@@ -40,7 +40,8 @@ class Rows(Protocol):
         """For each array of row numbers, those rows of x and their labels.
 
         They are copied before the next ones are asked for, unless they are read-only:
-        those are the device's as they are, without a copy if from a multiple of 64.
+        those are handed to the device as they are, and if their address is a multiple
+        of 64 a CPU does not copy them either.
         """
         ...
 
@@ -85,7 +86,7 @@ class Reading:
     def next_during(self, work: Any) -> Filled | None:
         """The next block, None after the last; work is what the device is to finish.
 
-        By how many seconds the block came later, jax.monitoring is told.
+        The seconds by which the block came later go to jax.monitoring, as WAITED.
         """
         finished = self._beside.submit(_time_of, work)
         block = next(self._blocks, None)
@@ -158,17 +159,7 @@ def on_device(
 ) -> tuple[Array, Array]:
     """Rows and their labels, checked, and copied to the device."""
     x, labels = _put(x_name, x), _put(labels_name, labels)
-    return examples(x_name, x, labels_name, labels)
-
-
-def examples(
-    x_name: str, x: ArrayLike, labels_name: str, labels: ArrayLike
-) -> tuple[Array, Array]:
-    """Rows and their labels, checked."""
-    x = checks.array_of(x_name, x)
-    if x.ndim == 0 or len(x) == 0:
-        raise ValueError(f"{x_name} must have at least one row, got shape {x.shape}")
-    return x, checks.class_ids(labels_name, labels, x.shape[:1])
+    return checks.examples(x_name, x, labels_name, labels)
 
 
 def validated(

@@ -24,16 +24,26 @@ class Shards(NamedTuple):
     devices: int
     classes: int  # on all devices together; what follows the last one is padding
 
+    @classmethod
+    def whole(cls, classes: int) -> "Shards":
+        """All of them are here."""
+        return cls(None, classes, 1, classes)
+
+    @property
+    def alone(self) -> bool:
+        """Whether this device has no others to ask."""
+        return self.axis_name is None
+
     @property
     def first(self) -> Array | int:
         """The id of the first class here."""
-        if self.axis_name is None:
+        if self.alone:
             return 0
         return lax.axis_index(self.axis_name) * self.here
 
     def sum(self, x: T) -> T:
         """The sum over devices of an array, or of each one of a tree."""
-        return x if self.axis_name is None else lax.psum(x, self.axis_name)
+        return x if self.alone else lax.psum(x, self.axis_name)
 
     def each(self, rows: T) -> T:
         """What every device knows of its rows, all the same size, on a leading axis."""
@@ -54,7 +64,7 @@ class Shards(NamedTuple):
     def column(self, labels: Array) -> Array:
         """The column of z that a label names, -1 if it names none here."""
         labels = jnp.where(self.has(labels), labels.astype(jnp.int32), -1)
-        if self.axis_name is None:
+        if self.alone:
             return labels
         here = (labels >= self.first) & (labels < self.first + self.here)
         return jnp.where(here, labels - self.first, -1)

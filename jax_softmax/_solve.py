@@ -21,7 +21,7 @@ from jax_softmax._descent import (
     Solver,
     descend,
 )
-from jax_softmax._full_batch import FullBatch, Logits, Parameters, outcome
+from jax_softmax._full_batch import FullBatch, Parameters, RowLogits, outcome
 from jax_softmax._regression import SoftmaxRegression
 
 REASONS = {
@@ -140,11 +140,11 @@ def solve(
     """
     if solver not in get_args(Solver):
         raise ValueError(f'solver must be "lbfgs" or "newton-cg", got {solver!r}')
-    for name, value in (("l2", l2), ("tolerance", tolerance)):
-        if checks.number(name, value) < 0:
-            raise ValueError(f"{name} must not be negative, got {value}")
+    l2 = checks.not_negative("l2", l2)
+    tolerance = checks.not_negative("tolerance", tolerance)
     max_iterations = checks.at_least(0, "max_iterations", max_iterations)
     intercept = checks.flag("intercept", intercept)
+    checks.functions(transform=transform)
     w, b = checks.floating("w", model.w), checks.floating("b", model.b)
     kind = checks.accumulation_dtype(w)
     x, labels, share = _examples(x, labels, class_weights, sample_weights, w.shape[1])
@@ -210,7 +210,7 @@ def _settled(batch: FullBatch, s: Search) -> _End:
     )
 
 
-def _best_biases(batch: FullBatch, z: Logits) -> Float[Array, " classes"]:
+def _best_biases(batch: FullBatch, z: RowLogits) -> Float[Array, " classes"]:
     """What to add to the biases, by Newton's method on [rows, classes] alone."""
 
     def step(_: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -239,12 +239,9 @@ def _examples(
     classes: int,
 ) -> tuple[Array, Array, np.ndarray]:
     """x and labels, checked, and each row's share of the mean."""
-    x = checks.array_of("x", x)
+    x, labels = checks.examples("x", x, "labels", labels)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(f"x must be real numbers, got {x.dtype}")
-    if x.ndim == 0 or len(x) == 0:
-        raise ValueError(f"x must have at least one row, got shape {x.shape}")
-    labels = checks.class_ids("labels", labels, x.shape[:1])
     labels = jnp.clip(labels, -1, classes).astype(jnp.int32)
     share = _weights("sample_weights", sample_weights, len(x))
     if class_weights is not None:

@@ -100,17 +100,18 @@ def sweep(
             "optimizer must make one of optax's from a setting, as optax.sgd does, "
             "not be one already"
         )
+    checks.functions(objective=objective, transform=transform)
     x = np.asarray(checks.plain("x", x))
-    if x.ndim == 0 or len(x) == 0:
-        raise ValueError(f"x must have at least one row, got shape {x.shape}")
+    checks.some_rows("x", x)
     labels = np.asarray(checks.class_ids("labels", labels, x.shape[:1]))
     batch_size = checks.at_least(1, "batch_size", batch_size)
     epochs = checks.at_least(0, "epochs", epochs)
     if validation is not None:
         validation = validated(validation)
-    _count("keys and models", (keys, models))
+    _share_leading_axis("keys and models", (keys, models))
+    checks.one_key("each of keys", keys[0])
     settings = jax.tree.map(jnp.asarray, settings)
-    _count("settings", settings)
+    _share_leading_axis("settings", settings)
     train = partial(
         _train, optimizer=optimizer, objective=objective, transform=transform
     )
@@ -151,7 +152,7 @@ def _blocks(orders: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
         yield orders[None, :, full * batch_size :]
 
 
-def _count(name: str, tree: Any) -> int:
+def _share_leading_axis(name: str, tree: Any) -> None:
     counts = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}
     found = ", ".join(sorted(str(np.shape(leaf)) for leaf in jax.tree.leaves(tree)))
     if not counts or () in counts:
@@ -161,7 +162,6 @@ def _count(name: str, tree: Any) -> int:
         )
     if len(counts) != 1 or counts == {(0,)}:
         raise ValueError(f"{name} must share one leading axis, got shapes {found}")
-    return counts.pop()[0]
 
 
 @partial(jax.jit, static_argnames="optimizer")

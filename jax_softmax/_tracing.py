@@ -13,7 +13,8 @@ def traced_once(**static: Any) -> Callable[[Function], Function]:
     """Compiled where it is called by hand; in a function that is traced, a part of it.
 
     JAX traces a rule of differentiation a second time, and finds what it has traced
-    before only if the mesh is the same: before 0.12, none at all is not an empty one.
+    before only if the mesh is the same. One is always set, since before JAX 0.12 none
+    at all and an empty one are not the same.
 
     Args:
         static: static_argnums or static_argnames, as jax.jit takes them.

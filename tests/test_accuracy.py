@@ -15,7 +15,7 @@ import reference as ref
 from card import divides_within_2_ulp_only
 
 import jax_softmax as js
-from jax_softmax._entries import rounded
+from jax_softmax._platform import rounded
 
 pytestmark = pytest.mark.usefixtures("strict_types")
 

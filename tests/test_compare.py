@@ -253,6 +253,10 @@ def test_a_closed_form_of_another_structure_is_refused():
     [
         (lambda: compare_gradients(jnp.sum, None, Z, order=3), "order: got 3"),
         (lambda: compare_gradients(jnp.sum, None, Z, probes=0), "probes: got 0"),
+        (lambda: compare_gradients(jnp.sum, None, Z, step=0.0), "step: got 0.0"),
+        (lambda: compare_gradients(jnp.sum, None, Z, step=np.nan), "step: got nan"),
+        (lambda: compare_gradients(jnp.sum, None, Z, floor=-1), "floor: got -1"),
+        (lambda: compare_gradients(jnp.sum, None, Z, floor=np.nan), "floor: got nan"),
         (lambda: compare_gradients(jnp.sum, None, Z, argnums=1), "argnums: got 1"),
         (
             lambda: compare_gradients(jnp.exp, None, Z, cotangent=jnp.ones(3)),

@@ -553,6 +553,12 @@ MISTAKES = {
         "90",
     ),
     "no class": (lambda: js.adaptive_scores(F[:, :0]), "probs", "at least one class"),
+    "a price in words": (
+        lambda: js.least_cost_decision(F, np.eye(3), abstention_cost="high"),
+        "abstention_cost must be an array of numbers",
+        "got str",
+    ),
+    "a seed": (lambda: js.adaptive_scores(F, key=0), "key must be a key", "got int"),
     "logits of 2 classes": (
         lambda: js.VectorScaling(jnp.ones(3), jnp.zeros(3)).logits(F[:, :2]),
         "w",

@@ -243,6 +243,8 @@ def test_divergence_keeps_a_model_whose_loss_was_finite():
             "progress has done 2 steps of an epoch that has 1: it belongs to another",
         ),
         ({"optimizer": "adam"}, "optimizer must be one of optax's.*'adam'"),
+        ({"objective": None}, "objective must be a function, got NoneType"),
+        ({"transform": "pixels"}, "transform must be a function, got str"),
         ({"key": 0}, "key must be a key.*got int"),
         (
             {"key": jax.random.split(KEY)},

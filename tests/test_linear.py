@@ -342,7 +342,7 @@ def firsts(fresh_traces, monkeypatch):
 
 def test_what_is_kept_where_the_gradient_of_w_will_be(firsts, monkeypatch):
     """By default on a CPU, of as many tokens as there are features; then of others."""
-    monkeypatch.setattr(_linear_plan, "WORTH", 1)
+    monkeypatch.setattr(_linear_plan, "KEEPING_COSTS", 1)
 
     def flat(w, x, labels):
         return plain(x, w, 0, labels)[0].mean()
@@ -381,7 +381,7 @@ def test_what_is_kept_where_the_gradient_of_w_will_be(firsts, monkeypatch):
     ids=["few", "rest made again"],
 )
 def test_a_first_chunk_in_place_and_others(limit, first, tied, firsts, monkeypatch):
-    monkeypatch.setattr(_linear_plan, "WORTH", 1)
+    monkeypatch.setattr(_linear_plan, "KEEPING_COSTS", 1)
     for name, value in limit.items():
         monkeypatch.setattr(_linear_plan, name, value)
     x, w, b, labels = arrays(3.0, rows=29, features=7, classes=1031)

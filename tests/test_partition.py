@@ -16,11 +16,11 @@ from jax_softmax._exponential import raised_exp, row_scale
 from jax_softmax._partition import (
     RAISED,
     Partition,
+    compensated_sum,
     log1p,
     log_partition,
     merge,
     partition,
-    total,
 )
 
 pytestmark = pytest.mark.usefixtures("strict_types")
@@ -53,7 +53,7 @@ def test_sums_of_either_sign(n, place, request):
     if place:
         request.getfixturevalue(place)
     terms = np.random.default_rng(n).normal(size=(50, n)).astype(np.float32)
-    got = jax.jit(lambda terms: total(terms))(terms)
+    got = jax.jit(lambda terms: compensated_sum(terms))(terms)
     exact = np.array([math.fsum(row) for row in terms.tolist()])
     assert (abs(np.asarray(got) - exact) <= np.spacing(abs(terms).sum(-1))).all()
 

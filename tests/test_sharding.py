@@ -497,7 +497,7 @@ def test_default_chunks_gather_nothing(
     kept = dict.fromkeys((True, False), 4 * 510 * fitting)
     monkeypatch.setattr(_linear_plan, "KEPT_BYTES", kept)
     monkeypatch.setattr(_linear_plan, "LEAST_TOKENS", 16)
-    monkeypatch.setattr(_linear_plan, "WORTH", 1)
+    monkeypatch.setattr(_linear_plan, "KEEPING_COSTS", 1)
     mesh = mesh_of((4, 1))
     x, w, b, labels, _ = linear_arrays(tokens, 8, 510)
     of = (P("data"), P(), P(), P("data"))

@@ -149,6 +149,7 @@ def test_bad_input_names_the_argument(data, our_errors):
         ({"tolerance": np.inf}, "tolerance must be finite"),
         ({"max_iterations": 2.5}, "max_iterations must be a Python integer.*float"),
         ({"max_iterations": -1}, "max_iterations must be at least 0, got -1"),
+        ({"transform": None}, "transform must be a function, got NoneType"),
         ({"intercept": "no"}, "intercept must be True or False, got str"),
         ({"sample_weights": weights}, "sample_weights must not be a masked array"),
     ):

@@ -158,6 +158,9 @@ def test_images_stay_as_they_are():
         ({"settings": [0.1, 0.5]}, "settings must be arrays with a leading axis"),
         ({"settings": {}}, "settings must be arrays with a leading axis.*got {}"),
         ({"x": np.ma.masked_array(X)}, "x must not be a masked array"),
+        ({"keys": np.arange(2)}, "each of keys must be a key, as jax.random.key"),
+        ({"objective": "ce"}, "objective must be a function, got str"),
+        ({"transform": None}, "transform must be a function, got NoneType"),
         ({"optimizer": optax.sgd(0.1)}, "optimizer must make one of optax's from a"),
         (
             {"settings": (np.ones(2), np.ones(3))},
