@@ -138,7 +138,7 @@ def run(settings: Settings) -> None:
         "by_margin": [curves._asdict() for curves in by_margins],
         "by_step": [curves._asdict() for curves in by_steps],
     }
-    (out / "gradients.json").write_text(report.to_json(_strict(content)))
+    (out / "gradients.json").write_text(report.to_json(content))
     report.say("Files:", *(f"  {path}" for path in sorted(out.iterdir())), sep="\n")
 
 
@@ -380,17 +380,6 @@ def _listed(words: Sequence[str]) -> str:
 def _environment() -> dict[str, Any]:
     stamp = report.environment()
     return stamp | ({"torch": metadata.version("torch")} if find_spec("torch") else {})
-
-
-def _strict(value: Any) -> Any:
-    """Infinities and NaN as words: strict JSON has no numbers for them."""
-    if isinstance(value, dict):
-        return {key: _strict(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What experiments print: lines, progress, tables; and the stamp on what they save."""
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -76,11 +77,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def to_json(value: Any) -> str:
-    """Indented JSON; paths become text, arrays become lists."""
-    return json.dumps(value, indent=2, default=_plain) + "\n"
+    """Indented JSON; paths, infinities and NaN become text, arrays become lists."""
+    return json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return np.asarray(value).tolist()
+    match value:
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case Path():
+            return str(value)
+        case float() if not math.isfinite(value):
+            return str(value)
+        case None | str() | int() | float():
+            return value
+    return _plain(np.asarray(value).tolist())

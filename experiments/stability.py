@@ -80,7 +80,7 @@ def run(settings: Settings) -> None:
     }
     page = stability_page.page(found)
     (out / "stability.md").write_text(page)
-    (out / "stability.json").write_text(report.to_json(without_nan(found)))
+    (out / "stability.json").write_text(report.to_json(found))
     stability_page.draw_offsets(found, out / stability_page.OFFSET)
     stability_page.draw_margins(found, out / stability_page.MARGIN)
     report.say(page)
@@ -245,18 +245,6 @@ def offset_errors() -> dict[str, Any]:
 
 def _rounded(errors: np.ndarray) -> list[float]:
     return [float(f"{error:.3g}") for error in errors]
-
-
-def without_nan(value: Any) -> Any:
-    """JSON knows no nan and no inf: they become text."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return without_nan(value.tolist())
-    lost = isinstance(value, float) and not math.isfinite(value)
-    return str(value) if lost else value
 
 
 def circumstances() -> dict[str, Any]:
