@@ -9,8 +9,6 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +130,7 @@ def run(settings: Settings) -> None:
     gradient_figures.draw_steps(by_steps, out / "error_by_step.png")
     (out / "tables.md").write_text("\n\n".join(told) + "\n")
     content = {
-        "environment": _environment(),
+        "environment": report.environment(),
         "dataset": dataset.name,
         "rows": rows,
         "by_margin": [curves._asdict() for curves in by_margins],
@@ -375,11 +373,6 @@ def _listed(words: Sequence[str]) -> str:
     if len(words) < 2:
         return "".join(words) or "no road"
     return f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _environment() -> dict[str, Any]:
-    stamp = report.environment()
-    return stamp | ({"torch": metadata.version("torch")} if find_spec("torch") else {})
 
 
 if __name__ == "__main__":

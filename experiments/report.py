@@ -7,6 +7,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import date
 from functools import cache
 from importlib import metadata
@@ -21,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 T = TypeVar("T")
 
 PACKAGES = ("jax", "jaxlib", "optax", "numpy")
+PEERS = ("scipy", "scikit-learn", "torch", "tokamax")
 CONSOLE = Console(highlight=False, soft_wrap=True, markup=False)
 
 
@@ -65,8 +67,12 @@ def environment() -> dict[str, Any]:
 
 @cache
 def versions() -> dict[str, str]:
-    """Those of the packages that a figure, or the bits of a run, depend on."""
-    return {name: metadata.version(name) for name in PACKAGES}
+    """Of packages that a figure or the bits of a run depend on, and of peers here."""
+    found = {name: metadata.version(name) for name in PACKAGES}
+    for name in PEERS:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

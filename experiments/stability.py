@@ -13,8 +13,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +66,10 @@ def run(settings: Settings) -> None:
     """Measure, print, save."""
     out = results_folder("stability", settings.out, quick=settings.quick)
     make_folder(out)
+    busy = round(os.getloadavg()[0], 1)
     shapes, seconds = (QUICK_SHAPES, 0.1) if settings.quick else (SHAPES, 5.0)
     found = {
-        "environment": report.environment() | circumstances(),
+        "environment": report.environment() | {"load_average": busy},
         "exp": exp_limits(),
         "softmax": softmax_errors(),
         "offsets": offset_errors(),
@@ -245,12 +244,6 @@ def offset_errors() -> dict[str, Any]:
 
 def _rounded(errors: np.ndarray) -> list[float]:
     return [float(f"{error:.3g}") for error in errors]
-
-
-def circumstances() -> dict[str, Any]:
-    """For the stamp: how busy the machine is, and torch when it takes part."""
-    torch = {"torch": metadata.version("torch")} if find_spec("torch") else {}
-    return {"load_average": round(os.getloadavg()[0], 1)} | torch
 
 
 def command_line(arguments: list[str]) -> None:
