@@ -220,7 +220,7 @@ def error_section(rows: Sequence[Row], dtype: str) -> str:
     ]
     return "\n".join(
         [
-            f"**{dtype}: {error_sentence(mine, dtype)}**",
+            f"**{dtype}: {error_sentence(mine)}**",
             "",
             table((f"{dtype}, worst entry in ULP", *roads), content),
             "",
@@ -229,7 +229,7 @@ def error_section(rows: Sequence[Row], dtype: str) -> str:
     )
 
 
-def error_sentence(rows: Sequence[Row], dtype: str) -> str:
+def error_sentence(rows: Sequence[Row]) -> str:
     """What a reader should take away from a table of errors."""
 
     def worst(road: str, keep: str = "labels") -> str:

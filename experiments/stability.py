@@ -246,10 +246,5 @@ def _rounded(errors: np.ndarray) -> list[float]:
     return [float(f"{error:.3g}") for error in errors]
 
 
-def command_line(arguments: list[str]) -> None:
-    """Measure stability."""
-    main(run, Settings, arguments, program="stability")
-
-
 if __name__ == "__main__":
-    command_line(sys.argv[1:])
+    main(run, Settings, sys.argv[1:], program="stability")

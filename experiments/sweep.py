@@ -31,10 +31,8 @@ from experiments.command import (
     make_folder,
     results_folder,
 )
-from jax_softmax._closed_form_regression import regression_hvp
-from jax_softmax._fit import NonFiniteLoss, fit
-from jax_softmax._regression import SoftmaxRegression
-from jax_softmax._sweep import sweep
+from jax_softmax import NonFiniteLoss, SoftmaxRegression, fit, sweep
+from jax_softmax.closed_form import regression_hvp
 
 GOAL = 5.0  # times the throughput of one model after another
 
@@ -144,8 +142,9 @@ def throughput(
 ) -> dict[str, float]:
     """An epoch of the sweep against an epoch of fit times the number of models.
 
-    Both train at batch 256 without validation. fit's time is the median over rates,
-    compiled for each beforehand; it does not include that a rate costs fit a compile.
+    Both train at batch 256 without validation. In each round fit's time is the mean
+    over the first three rates; of all times the medians over the rounds count. fit is
+    compiled for each rate beforehand: that a rate costs it a compile is not included.
     """
     images, labels = dataset.train_images, dataset.train_labels
     models = starts(keys, dataset)

@@ -17,6 +17,7 @@ from sklearn.calibration import calibration_curve
 
 import jax_softmax as js
 from experiments import data, decisions, fashion_mnist, run_folder
+from experiments.command import main
 
 pytestmark = pytest.mark.usefixtures("strict_types")
 
@@ -594,7 +595,7 @@ def experiment(digits_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("decisions")
     arguments = ["--quick", "--run", str(digits_run), "--out", str(folder)]
     with jax.numpy_dtype_promotion("standard"):
-        decisions.command_line(arguments)
+        main(decisions.run, decisions.Settings, arguments, program="decisions")
     return folder, json.loads((folder / "decisions.json").read_text())
 
 
@@ -651,7 +652,7 @@ def test_experiment_refuses_bad_input(
         arguments = [*arguments, "--out", str(tmp_path / "out")]
     arguments = [text.replace("FILE", str(tmp_path / "file")) for text in arguments]
     with pytest.raises(SystemExit) as stop:
-        decisions.command_line(arguments)
+        main(decisions.run, decisions.Settings, arguments, program="decisions")
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert sentence in error
