@@ -19,6 +19,7 @@ from jax import Array, lax
 
 from experiments import data, report
 from experiments.command import above_zero, make_folder, results_folder
+from experiments.images import pixels
 from experiments.measure import Contender, compiled, interleave, ratio
 from jax_softmax import SoftmaxRegression, evaluate, fit
 from jax_softmax._shuffle import epoch_order
@@ -94,11 +95,6 @@ def run(settings: Settings) -> None:
         )
     )
     report.say(f"Files: {path}")
-
-
-def pixels(images: Any) -> Array:
-    """uint8 images as rows of features in [0, 1]."""
-    return jnp.asarray(images).reshape(len(images), -1).astype(jnp.float32) / 255
 
 
 def plain_objective(model: SoftmaxRegression, x: Array, y: Array) -> Array:

@@ -29,7 +29,7 @@ from experiments.command import (
     results_folder,
     takes_seed,
 )
-from experiments.fashion_mnist import pixels
+from experiments.images import pixels
 from jax_softmax import (
     SoftmaxRegression,
     adaptive_scores,

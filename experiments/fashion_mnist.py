@@ -42,6 +42,7 @@ from experiments.command import (
     takes_seed,
 )
 from experiments.compiled import keep_programs
+from experiments.images import pixels
 from experiments.journal import Journal
 from experiments.mesh import Spread, mesh_of, sizes
 from experiments.stopwatch import Stopwatch, peak_megabytes, waited_for_rows
@@ -366,11 +367,6 @@ def predict(settings: Predict) -> None:
         report.say(
             f"{title:<{width}}  {names[i]} {row[i]:.1%}, then {names[j]} {row[j]:.1%}"
         )
-
-
-def pixels(images: Array | np.ndarray) -> Array:
-    """uint8 images as rows of features in [0, 1]."""
-    return jnp.asarray(images).reshape(len(images), -1).astype(jnp.float32) / 255
 
 
 def gradient_gap(

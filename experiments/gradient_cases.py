@@ -188,7 +188,7 @@ def on_weights(model: SoftmaxRegression, x: Array, labels: Array) -> Iterator[Ca
             torch, x @ model.w + model.b, y
         ).mean(),
         closed_form=lambda model, x, y: SoftmaxRegression(
-            *regression_gradient(*model, x, y)
+            *regression_gradient(model.w, model.b, x, y)
         ),
         judge=mean(rows.judge),
         floor=1.0,

@@ -20,7 +20,6 @@ import tyro
 
 from experiments import data, gradient_figures, gradient_pair, report
 from experiments.command import main, make_folder, results_folder
-from experiments.fashion_mnist import pixels
 from experiments.gradient_cases import on_logits, on_weights
 from experiments.gradient_curves import (
     MARGIN_PANELS,
@@ -47,6 +46,7 @@ from experiments.gradient_roads import (
     contenders,
     rows_by_road,
 )
+from experiments.images import pixels
 from experiments.measure import Contender, compiled, interleave
 from jax_softmax import SoftmaxRegression, fit
 

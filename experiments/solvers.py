@@ -27,13 +27,13 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model._linear_loss import LinearModelLoss
 
 from experiments import data, report
 from experiments.command import BadInput, above_zero, main, make_folder, results_folder
+from experiments.images import pixels
 from jax_softmax import SoftmaxRegression, Solution, solve
 
 TOLERANCES = {"default tolerance, 1e-4": 1e-4, "tolerance 1e-8": 1e-8}
@@ -117,18 +117,12 @@ class TimeIsUp(Exception):
     """The limit has been reached."""
 
 
-def pixels(images: Array) -> Array:
-    """As float32, in [0, 1]."""
-    return images.astype(jnp.float32) / jnp.float32(255)
-
-
 def problem(name: str, data_dir: Path | None) -> Problem:
-    """A data set's training images, flat."""
+    """A data set's training images."""
     dataset = data.load(name, data_dir)
-    images = dataset.train_images.reshape(len(dataset.train_images), -1)
-    features = images.astype(np.float32) / np.float32(255)
-    classes = len(dataset.class_names)
-    return Problem(name, images, dataset.train_labels, features, classes)
+    images, labels = dataset.train_images, dataset.train_labels
+    features = np.asarray(pixels(images))
+    return Problem(name, images, labels, features, len(dataset.class_names))
 
 
 def ours(
@@ -141,7 +135,7 @@ def ours(
     """Our solver, by default from zero, on the images as they are."""
     with jax.enable_x64(dtype == "float64"):
         if start is None:
-            zeros = jnp.zeros((p.images.shape[1], p.classes), dtype)
+            zeros = jnp.zeros((p.features.shape[1], p.classes), dtype)
             start = SoftmaxRegression(zeros, zeros[0])
         options = {"solver": solver, "l2": p.l2, "transform": pixels} | options
         return solve(start, p.images, p.labels, **options)

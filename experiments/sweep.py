@@ -31,6 +31,7 @@ from experiments.command import (
     make_folder,
     results_folder,
 )
+from experiments.images import pixels
 from jax_softmax import NonFiniteLoss, SoftmaxRegression, fit, sweep
 from jax_softmax.closed_form import regression_hvp
 
@@ -74,11 +75,6 @@ class Group(NamedTuple):
     validation_loss: np.ndarray
     validation_accuracy: np.ndarray
     seconds: float
-
-
-def pixels(images: Array) -> Array:
-    """Flat, in [0, 1]."""
-    return images.reshape(len(images), -1).astype(jnp.float32) / jnp.float32(255)
 
 
 def starts(keys: Array, dataset: data.Dataset) -> SoftmaxRegression:
@@ -224,7 +220,7 @@ def run(settings: Settings) -> None:
             "{validation_accuracy:.4f}, {diverged} diverged".format(**table[-1])
         )
         report.say(f"    {done.validation_loss.size} models in {done.seconds:.1f} s")
-    x = pixels(jnp.asarray(dataset.train_images))
+    x = pixels(dataset.train_images)
     curvatures = {}
     for when, model in (
         ("at the start", jax.tree.map(lambda leaf: leaf[0], starts(keys, dataset))),

@@ -16,8 +16,9 @@ from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
 import jax_softmax as js
-from experiments import data, decisions, fashion_mnist, run_folder
+from experiments import data, decisions, run_folder
 from experiments.command import main
+from experiments.images import pixels
 
 pytestmark = pytest.mark.usefixtures("strict_types")
 
@@ -576,7 +577,7 @@ def test_static_mistakes_name_argument_got_and_wanted(mistake, our_errors):
 def digits_run(tmp_path_factory):
     """A run folder with weights from least squares, which are far from calibrated."""
     digits = data.load("digits")
-    x = np.asarray(fashion_mnist.pixels(digits.train_images), np.float64)
+    x = np.asarray(pixels(digits.train_images), np.float64)
     w = np.linalg.lstsq(x, np.eye(10)[digits.train_labels], rcond=None)[0]
     folder = tmp_path_factory.mktemp("runs")
     config = {
