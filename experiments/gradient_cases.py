@@ -229,6 +229,7 @@ def weighted(cotangent: Array, gradient: Array) -> Array:
 
 
 def textbook_softmax(z: Array) -> Array:
+    """exp(z) / sum, as in the book."""
     powers = jnp.exp(z)
     return powers / powers.sum(-1, keepdims=True)
 

@@ -20,23 +20,22 @@ import optax
 from jax import Array
 
 import jax_softmax
+from experiments.gradient_cases import at_label, textbook_softmax
 from experiments.measure import Contender, compiled
 
 OURS = "jax_softmax"
 
 
-def naive(z: Array) -> Array:
-    """exp(x) / sum, as in the book."""
-    e = jnp.exp(z)
-    return e / e.sum(-1, keepdims=True)
-
-
 def smart(z: Array) -> Array:
     """The thread's slightly smart one: the row's maximum goes first."""
-    return naive(z - z.max(-1, keepdims=True))
+    return textbook_softmax(z - z.max(-1, keepdims=True))
 
 
-SOFTMAXES = {"naive": naive, "slightly smart": smart, OURS: jax_softmax.softmax}
+SOFTMAXES = {
+    "naive": textbook_softmax,
+    "slightly smart": smart,
+    OURS: jax_softmax.softmax,
+}
 
 
 def by_definition(z: Array, y: Array) -> Array:
@@ -46,16 +45,12 @@ def by_definition(z: Array, y: Array) -> Array:
 
 def by_index(z: Array, y: Array) -> Array:
     """-log(y_hat[range(n), y])."""
-    return -jnp.log(_at(smart(z), y))
+    return -jnp.log(at_label(smart(z), y))
 
 
 def by_log_softmax(z: Array, y: Array) -> Array:
     """-log_softmax(x)[range(n), y]: no probability is ever rounded."""
-    return -_at(jax.nn.log_softmax(z), y)
-
-
-def _at(rows: Array, y: Array) -> Array:
-    return jnp.take_along_axis(rows, y[:, None], axis=-1)[:, 0]
+    return -at_label(jax.nn.log_softmax(z), y)
 
 
 Prepare = Callable[[np.ndarray, np.ndarray], Contender]
