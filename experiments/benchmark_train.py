@@ -7,7 +7,6 @@ the short last one included: uint8 in memory, scaled in the step, SGD at 0.1.
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from experiments import data, report
+from experiments import data, report, torch_peer
 from experiments.command import above_zero, make_folder, results_folder
 from experiments.images import pixels
 from experiments.measure import Contender, compiled, interleave, ratio
@@ -55,7 +54,7 @@ def run(settings: Settings) -> None:
     dataset = data.load(settings.dataset, settings.data_dir)
     make_folder(out)
     contenders = whole_epochs(dataset) | parts(dataset)
-    if find_spec("torch"):
+    if torch_peer.INSTALLED:
         contenders |= torch_epochs(dataset)
     seconds = 1.0 if settings.quick else settings.seconds
     timings = interleave(contenders, seconds=seconds)
