@@ -35,9 +35,8 @@ from experiments.command import (
     Stop,
     above_zero,
     at_least,
-    flag,
     main,
-    parse,
+    parse_again,
     stopping_at_leisure,
     takes_seed,
 )
@@ -335,15 +334,9 @@ def resumed(settings: Train, arguments: Sequence[str]) -> Train:
     data_dir = saved.get("data_dir")
     places = {"data_dir": data_dir and Path(data_dir), "out": None, "resume": None}
     begun = Train(**saved | places)
-    asked = parse(Train, arguments, program="fashion_mnist", default=begun)
-    for name, value in asked.decisive.items():
-        if value != begun.decisive[name]:
-            raise BadInput(
-                f"The run in {settings.resume} has {flag(name)} "
-                f"{begun.decisive[name]}, not {value}: leave the flag out, or start "
-                "another run with --out."
-            )
-    return asked
+    return parse_again(
+        settings.resume, begun, begun.decisive, arguments, program="fashion_mnist"
+    )
 
 
 def predict(settings: Predict) -> None:
