@@ -7,7 +7,6 @@ the short last one included: uint8 in memory, scaled in the step, SGD at 0.1.
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from experiments import data, report
+from experiments import data, report, torch_peer
 from experiments.command import above_zero, make_folder, results_folder
+from experiments.images import pixels
 from experiments.measure import Contender, compiled, interleave, ratio
 from jax_softmax import SoftmaxRegression, evaluate, fit
 from jax_softmax._shuffle import epoch_order
@@ -54,7 +54,7 @@ def run(settings: Settings) -> None:
     dataset = data.load(settings.dataset, settings.data_dir)
     make_folder(out)
     contenders = whole_epochs(dataset) | parts(dataset)
-    if find_spec("torch"):
+    if torch_peer.INSTALLED:
         contenders |= torch_epochs(dataset)
     seconds = 1.0 if settings.quick else settings.seconds
     timings = interleave(contenders, seconds=seconds)
@@ -94,11 +94,6 @@ def run(settings: Settings) -> None:
         )
     )
     report.say(f"Files: {path}")
-
-
-def pixels(images: Any) -> Array:
-    """uint8 images as rows of features in [0, 1]."""
-    return jnp.asarray(images).reshape(len(images), -1).astype(jnp.float32) / 255
 
 
 def plain_objective(model: SoftmaxRegression, x: Array, y: Array) -> Array:

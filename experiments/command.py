@@ -5,7 +5,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -129,6 +129,30 @@ def parse(
     if default is None:
         return tyro.cli(settings, args=arguments, prog=name)
     return tyro.cli(settings, args=arguments, prog=name, default=default)
+
+
+def parse_again(
+    folder: Path,
+    begun: Settings,
+    decisive: Iterable[str],
+    arguments: Sequence[str],
+    *,
+    program: str,
+) -> Settings:
+    """Arguments as settings; those that are not given are as the run has begun with.
+
+    Raises:
+        BadInput: one of them contradicts a setting that the numbers depend on.
+    """
+    asked = parse(type(begun), arguments, program=program, default=begun)
+    for name in decisive:
+        before, now = getattr(begun, name), getattr(asked, name)
+        if now != before:
+            raise BadInput(
+                f"The run in {folder} has {flag(name)} {before}, not {now}: leave the "
+                "flag out, or start another run with --out."
+            )
+    return asked
 
 
 def at_least(least: int, settings: Any, *names: str) -> None:

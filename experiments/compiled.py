@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from experiments.data import user_cache
+from experiments.cache import user_cache
 
 
 def keep_programs() -> None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import fetching, prepared, rawfiles, stream
+from experiments.cache import user_cache
 from experiments.catalog import (
     CATALOG,
     DIGITS,
@@ -183,11 +184,6 @@ def _no_road(entry: Entry, data_dir: Path | None, reasons: list[str]) -> str:
 def _tfds_root(data_dir: Path | None) -> Path:
     standard = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return (data_dir or Path(standard)).expanduser()
-
-
-def user_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "jax_softmax"
 
 
 def _roots(data_dir: Path | None) -> tuple[Path, Path]:

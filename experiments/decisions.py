@@ -29,7 +29,7 @@ from experiments.command import (
     results_folder,
     takes_seed,
 )
-from experiments.fashion_mnist import pixels
+from experiments.images import pixels
 from jax_softmax import (
     SoftmaxRegression,
     adaptive_scores,
@@ -248,10 +248,5 @@ def _summary(found: Findings) -> dict[str, Any]:
     }
 
 
-def command_line(arguments: list[str]) -> None:
-    """Measure decisions."""
-    main(run, Settings, arguments, program="decisions")
-
-
 if __name__ == "__main__":
-    command_line(sys.argv[1:])
+    main(run, Settings, sys.argv[1:], program="decisions")

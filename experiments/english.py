@@ -1,7 +1,6 @@
 """A few million words of real English, as ids of a vocabulary ordered by frequency."""
 
 import gzip
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.cache import user_cache
 from experiments.command import BadInput
 from experiments.fetching import RoadClosed, unpack_debian_package
 
@@ -55,8 +55,7 @@ def _file(path: Path) -> tuple[str, str]:
 
 
 def _dictionary() -> tuple[str, str]:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "jax_softmax" / PACKAGE
+    folder = user_cache() / PACKAGE
     places = [Path("/") / DICTIONARY, folder / DICTIONARY]
     if not any(place.is_file() for place in places):
         try:

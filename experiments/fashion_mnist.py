@@ -35,13 +35,13 @@ from experiments.command import (
     Stop,
     above_zero,
     at_least,
-    flag,
     main,
-    parse,
+    parse_again,
     stopping_at_leisure,
     takes_seed,
 )
 from experiments.compiled import keep_programs
+from experiments.images import pixels
 from experiments.journal import Journal
 from experiments.mesh import Spread, mesh_of, sizes
 from experiments.stopwatch import Stopwatch, peak_megabytes, waited_for_rows
@@ -341,15 +341,9 @@ def resumed(settings: Train, arguments: Sequence[str]) -> Train:
     data_dir = saved.get("data_dir")
     places = {"data_dir": data_dir and Path(data_dir), "out": None, "resume": None}
     begun = Train(**saved | places)
-    asked = parse(Train, arguments, program="fashion_mnist", default=begun)
-    for name, value in asked.decisive.items():
-        if value != begun.decisive[name]:
-            raise BadInput(
-                f"The run in {settings.resume} has {flag(name)} "
-                f"{begun.decisive[name]}, not {value}: leave the flag out, or start "
-                "another run with --out."
-            )
-    return asked
+    return parse_again(
+        settings.resume, begun, begun.decisive, arguments, program="fashion_mnist"
+    )
 
 
 def predict(settings: Predict) -> None:
@@ -373,11 +367,6 @@ def predict(settings: Predict) -> None:
         report.say(
             f"{title:<{width}}  {names[i]} {row[i]:.1%}, then {names[j]} {row[j]:.1%}"
         )
-
-
-def pixels(images: Array | np.ndarray) -> Array:
-    """uint8 images as rows of features in [0, 1]."""
-    return jnp.asarray(images).reshape(len(images), -1).astype(jnp.float32) / 255
 
 
 def gradient_gap(

@@ -8,8 +8,6 @@ in float64.
 
 from collections.abc import Iterator
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
@@ -21,10 +19,12 @@ from jax import Array, lax
 import jax_softmax
 from experiments.gradient_roads import Case, Function
 from jax_softmax import SoftmaxRegression
-from jax_softmax._closed_form import log_softmax_vjp, softmax_jacobian
-from jax_softmax._closed_form_losses import (
+from jax_softmax.closed_form import (
     cross_entropy_gradient,
     cross_entropy_with_probs_gradient,
+    log_softmax_vjp,
+    regression_gradient,
+    softmax_jacobian,
 )
 
 SMOOTHING, CAP = 0.1, 30.0
@@ -188,48 +188,39 @@ def on_weights(model: SoftmaxRegression, x: Array, labels: Array) -> Iterator[Ca
             torch, x @ model.w + model.b, y
         ).mean(),
         closed_form=lambda model, x, y: SoftmaxRegression(
-            *jax_softmax.closed_form.regression_gradient(model.w, model.b, x, y)
+            *regression_gradient(model.w, model.b, x, y)
         ),
         judge=mean(rows.judge),
         floor=1.0,
     )
     yield regression
-    if fused := fused_loss():
 
-        def fused_gradient(head: Head, y: Array) -> Head:
-            logits = jnp.matmul(head.x, head.w, precision="highest") + head.b
-            residual = cross_entropy_gradient(logits, y) / len(y)
-            dx = jnp.matmul(residual, head.w.T, precision="highest")
-            dw, db = jax_softmax.closed_form.regression_gradient(
-                head.w, head.b, head.x, y
-            )
-            return Head(dx, dw, db)
+    def fused_gradient(head: Head, y: Array) -> Head:
+        logits = jnp.matmul(head.x, head.w, precision="highest") + head.b
+        residual = cross_entropy_gradient(logits, y) / len(y)
+        dx = jnp.matmul(residual, head.w.T, precision="highest")
+        return Head(dx, *regression_gradient(head.w, head.b, head.x, y))
 
-        def of_head(road: Function) -> Function:
-            return lambda head, y: road(SoftmaxRegression(head.w, head.b), head.x, y)
+    def of_head(road: Function) -> Function:
+        return lambda head, y: road(SoftmaxRegression(head.w, head.b), head.x, y)
 
-        yield Case(
-            "mean_linear_cross_entropy *",
-            (Head(x, model.w, model.b), labels),
-            (),
-            textbook=of_head(regression.textbook),
-            stable=of_head(regression.stable),
-            ours=lambda head, y: fused(head.x, head.w, y, b=head.b),
-            optax=of_head(regression.optax),
-            torch=lambda torch, head, y: rows.torch(
-                torch, head.x @ head.w + head.b, y
-            ).mean(),
-            closed_form=fused_gradient,
-            judge=of_head(regression.judge),
-            floor=1.0,
-        )
-
-
-def fused_loss() -> Function | None:
-    """mean_linear_cross_entropy, if this library has it."""
-    if not find_spec("jax_softmax._linear"):
-        return None
-    return import_module("jax_softmax._linear").mean_linear_cross_entropy
+    yield Case(
+        "mean_linear_cross_entropy *",
+        (Head(x, model.w, model.b), labels),
+        (),
+        textbook=of_head(regression.textbook),
+        stable=of_head(regression.stable),
+        ours=lambda head, y: jax_softmax.mean_linear_cross_entropy(
+            head.x, head.w, y, b=head.b
+        ),
+        optax=of_head(regression.optax),
+        torch=lambda torch, head, y: rows.torch(
+            torch, head.x @ head.w + head.b, y
+        ).mean(),
+        closed_form=fused_gradient,
+        judge=of_head(regression.judge),
+        floor=1.0,
+    )
 
 
 def weighted(cotangent: Array, gradient: Array) -> Array:
@@ -238,6 +229,7 @@ def weighted(cotangent: Array, gradient: Array) -> Array:
 
 
 def textbook_softmax(z: Array) -> Array:
+    """exp(z) / sum, as in the book."""
     powers = jnp.exp(z)
     return powers / powers.sum(-1, keepdims=True)
 

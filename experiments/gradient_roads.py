@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import torch_peer
 from experiments.measure import Contender, compiled
 from jax_softmax import GradientReport, GradientRow, compare_gradients
 
@@ -70,19 +70,19 @@ def contenders(case: Case) -> dict[str, Contender]:
     """The gradient by each road, compiled; by torch if it is installed."""
     args = (*case.args, *case.told)
     ready = {road: compiled(way, *args) for road, way in case.roads().items()}
-    return ready | ({TORCH: _torch_road(case)} if find_spec("torch") else {})
+    return ready | ({TORCH: _torch_road(case)} if torch_peer.INSTALLED else {})
 
 
 def _torch_road(case: Case) -> Contender:
     """The gradient by torch, eager, on tensors of its own."""
     torch: Any = import_module("torch")
-    kind = getattr(torch, str(jax.tree.leaves(case.args)[0].dtype))
+    kind = str(jax.tree.leaves(case.args)[0].dtype)
 
     def tensor(leaf: Any) -> Any:
         array = np.asarray(leaf)
         if jnp.issubdtype(array.dtype, jnp.floating):
-            return torch.tensor(array.astype(np.float64)).to(kind)
-        return torch.tensor(array if array.dtype == bool else array.astype(np.int64))
+            return torch_peer.tensor(array.astype(np.float64), kind)
+        return torch_peer.tensor(array, "bool" if array.dtype == bool else "int64")
 
     (moving, *fixed), told = jax.tree.map(tensor, (case.args, case.told))
     leaves, treedef = jax.tree.flatten(moving)
@@ -94,13 +94,13 @@ def _torch_road(case: Case) -> Contender:
         weights = [cotangent.to(out.dtype) for cotangent in told] or None
         return jax.tree.unflatten(treedef, torch.autograd.grad([out], leaves, weights))
 
-    return Contender(run)
+    return torch_peer.contender(run)
 
 
 def from_torch(tree: Any, like: Any) -> Any:
     """Tensors as JAX arrays of the types of `like`."""
     return jax.tree.map(
-        lambda tensor, leaf: jnp.asarray(tensor.double().numpy(), leaf.dtype),
+        lambda tensor, leaf: jnp.asarray(tensor.double().cpu().numpy(), leaf.dtype),
         tree,
         like,
     )

@@ -9,8 +9,6 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ import tyro
 
 from experiments import data, gradient_figures, gradient_pair, report
 from experiments.command import main, make_folder, results_folder
-from experiments.fashion_mnist import pixels
 from experiments.gradient_cases import on_logits, on_weights
 from experiments.gradient_curves import (
     MARGIN_PANELS,
@@ -49,6 +46,7 @@ from experiments.gradient_roads import (
     contenders,
     rows_by_road,
 )
+from experiments.images import pixels
 from experiments.measure import Contender, compiled, interleave
 from jax_softmax import SoftmaxRegression, fit
 
@@ -132,13 +130,13 @@ def run(settings: Settings) -> None:
     gradient_figures.draw_steps(by_steps, out / "error_by_step.png")
     (out / "tables.md").write_text("\n\n".join(told) + "\n")
     content = {
-        "environment": _environment(),
+        "environment": report.environment(),
         "dataset": dataset.name,
         "rows": rows,
         "by_margin": [curves._asdict() for curves in by_margins],
         "by_step": [curves._asdict() for curves in by_steps],
     }
-    (out / "gradients.json").write_text(report.to_json(_strict(content)))
+    (out / "gradients.json").write_text(report.to_json(content))
     report.say("Files:", *(f"  {path}" for path in sorted(out.iterdir())), sep="\n")
 
 
@@ -222,7 +220,7 @@ def error_section(rows: Sequence[Row], dtype: str) -> str:
     ]
     return "\n".join(
         [
-            f"**{dtype}: {error_sentence(mine, dtype)}**",
+            f"**{dtype}: {error_sentence(mine)}**",
             "",
             table((f"{dtype}, worst entry in ULP", *roads), content),
             "",
@@ -231,7 +229,7 @@ def error_section(rows: Sequence[Row], dtype: str) -> str:
     )
 
 
-def error_sentence(rows: Sequence[Row], dtype: str) -> str:
+def error_sentence(rows: Sequence[Row]) -> str:
     """What a reader should take away from a table of errors."""
 
     def worst(road: str, keep: str = "labels") -> str:
@@ -375,22 +373,6 @@ def _listed(words: Sequence[str]) -> str:
     if len(words) < 2:
         return "".join(words) or "no road"
     return f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _environment() -> dict[str, Any]:
-    stamp = report.environment()
-    return stamp | ({"torch": metadata.version("torch")} if find_spec("torch") else {})
-
-
-def _strict(value: Any) -> Any:
-    """Infinities and NaN as words: strict JSON has no numbers for them."""
-    if isinstance(value, dict):
-        return {key: _strict(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 if __name__ == "__main__":

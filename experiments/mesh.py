@@ -22,8 +22,7 @@ from experiments.command import BadInput
 from jax_softmax import Progress, SoftmaxRegression
 
 AXES = "data", "model"
-SPECS: Any = P(None, "model"), P("model")
-BY_CLASS = SoftmaxRegression(*SPECS)  # how w and b lie
+BY_CLASS = SoftmaxRegression._make((P(None, "model"), P("model")))  # how w and b lie
 PLAYED = 256  # devices that a processor plays at most
 
 

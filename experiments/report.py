@@ -1,11 +1,13 @@
 """What experiments print: lines, progress, tables; and the stamp on what they save."""
 
 import json
+import math
 import os
 import platform
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import date
 from functools import cache
 from importlib import metadata
@@ -20,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 T = TypeVar("T")
 
 PACKAGES = ("jax", "jaxlib", "optax", "numpy")
+PEERS = ("scipy", "scikit-learn", "torch", "tokamax")
 CONSOLE = Console(highlight=False, soft_wrap=True, markup=False)
 
 
@@ -64,8 +67,12 @@ def environment() -> dict[str, Any]:
 
 @cache
 def versions() -> dict[str, str]:
-    """Those of the packages that a figure, or the bits of a run, depend on."""
-    return {name: metadata.version(name) for name in PACKAGES}
+    """Of packages that a figure or the bits of a run depend on, and of peers here."""
+    found = {name: metadata.version(name) for name in PACKAGES}
+    for name in PEERS:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -76,11 +83,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def to_json(value: Any) -> str:
-    """Indented JSON; paths become text, arrays become lists."""
-    return json.dumps(value, indent=2, default=_plain) + "\n"
+    """Indented JSON; paths, infinities and NaN become text, arrays become lists."""
+    return json.dumps(_plain(value), indent=2, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return np.asarray(value).tolist()
+    match value:
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case Path():
+            return str(value)
+        case float() if not math.isfinite(value):
+            return str(value)
+        case None | str() | int() | float():
+            return value
+    return _plain(np.asarray(value).tolist())

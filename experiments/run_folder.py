@@ -20,6 +20,7 @@ from experiments.command import BadInput, cannot_write, check_folder, make_folde
 from jax_softmax import SoftmaxRegression
 
 CONFIG, METRICS, PARAMS = "config.json", "metrics.jsonl", "params.npz"
+SUMMARY = "summary.json"  # of a run by several processes
 KIND = "softmax regression"
 
 
@@ -56,7 +57,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def create(folder: Path, config: dict[str, Any]) -> None:
-    """Start a run in a folder that holds none.
+    """Start a run in a folder that holds none; config may name another kind.
 
     Raises:
         BadInput: the folder cannot be written, or holds a run already.
@@ -145,22 +146,21 @@ def load(folder: Path) -> SavedRun:
     if not folder.is_dir():
         raise BadInput(f"There is no run folder {folder}: name one that --out made.")
     try:
-        config = json.loads((folder / CONFIG).read_text())
         with (folder / PARAMS).open("rb") as file:
             if not is_zipfile(file):
                 raise BadZipFile(f"{PARAMS} is no .npz file")
             arrays = np.load(file, allow_pickle=False)
             params = {name: arrays[name] for name in arrays.files}
-    except FileNotFoundError as error:
-        missing = Path(error.filename).name
+    except FileNotFoundError:
         raise BadInput(
-            f"{folder} holds no finished run ({missing} is missing): train one with "
+            f"{folder} holds no finished run ({PARAMS} is missing): train one with "
             "python -m experiments.fashion_mnist --out FOLDER."
         ) from None
     except (ValueError, BadZipFile, EOFError, OSError) as error:
         raise BadInput(
             f"The run in {folder} is damaged ({error}): train it again."
         ) from None
+    config = started_with(folder)
     if not _fits(config, params):
         raise _of_another_model(folder)
     return SavedRun(SoftmaxRegression(*map(jnp.asarray, map(params.get, "wb"))), config)
@@ -173,9 +173,7 @@ def _of_another_model(folder: Path) -> BadInput:
     )
 
 
-def _fits(config: Any, params: dict[str, np.ndarray]) -> bool:
-    if not isinstance(config, dict) or config.get("kind") != KIND:
-        return False
+def _fits(config: dict[str, Any], params: dict[str, np.ndarray]) -> bool:
     classes = len(config.get("class_names", ()))
     features = int(np.prod(config.get("image_shape", ())))
     shapes = {name: array.shape for name, array in params.items()}

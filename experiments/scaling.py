@@ -38,16 +38,15 @@ from experiments.command import (
     BadInput,
     Failed,
     at_least,
-    flag,
     main,
-    parse,
+    parse_again,
     takes_seed,
 )
 from experiments.mesh import AXES, BY_CLASS, sizes
 from jax_softmax import SoftmaxRegression, cross_entropy
 
 WORKER = "JAX_SOFTMAX_WORKER"  # "process port", for the processes that this one starts
-CONFIG, SUMMARY, CHECKPOINTS = "config.json", "summary.json", "checkpoints"
+CHECKPOINTS = "checkpoints"
 DECISIVE = ("rows", "features", "classes", "batch_size", "epochs", "seed")
 
 
@@ -242,7 +241,7 @@ def work(settings: Scaling, process: int, port: int) -> None:
             "step_seconds": seconds[1:],
             "environment": report.environment(),
         }
-        (settings.out / SUMMARY).write_text(report.to_json(summary))
+        (settings.out / run_folder.SUMMARY).write_text(report.to_json(summary))
 
 
 def join(settings: Scaling, process: int, port: int) -> None:
@@ -298,14 +297,8 @@ def launch(settings: Scaling) -> None:
         settings = _gone_on_with(settings)
     check(settings)
     with run_folder.locked(settings.out):
-        config = settings.out / CONFIG
         if settings.resume is None:
-            if config.exists():
-                raise BadInput(
-                    f"{settings.out} already holds a run: go on with --resume "
-                    f"{settings.out}, or choose another --out."
-                )
-            config.write_text(report.to_json(asdict(settings)))
+            run_folder.create(settings.out, {"kind": "scaling"} | asdict(settings))
         port = _free_port()
         command = [sys.executable, "-m", "experiments.scaling", *sys.argv[1:]]
         workers = [
@@ -360,7 +353,7 @@ def _gone_on_with(settings: Scaling) -> Scaling:
     """
     folder = settings.resume or settings.out
     try:
-        begun = json.loads((folder / CONFIG).read_text())
+        begun = json.loads((folder / run_folder.CONFIG).read_text())
     except (OSError, ValueError) as error:
         raise BadInput(
             f"There is no run to go on with in {folder} ({error}): name one that --out "
@@ -368,17 +361,8 @@ def _gone_on_with(settings: Scaling) -> Scaling:
         ) from None
     if not isinstance(begun, dict) or not begun.keys() >= set(DECISIVE):
         raise BadInput(f"The run in {folder} is of another experiment.")
-    begun = {name: begun[name] for name in DECISIVE}
-    asked = parse(
-        Scaling, sys.argv[1:], program="scaling", default=replace(Scaling(), **begun)
-    )
-    for name, value in begun.items():
-        if value != getattr(asked, name):
-            raise BadInput(
-                f"The run in {folder} has {flag(name)} {value}, not "
-                f"{getattr(asked, name)}: leave the flag out, or start another run "
-                "with --out."
-            )
+    settings = Scaling(**{name: begun[name] for name in DECISIVE})
+    asked = parse_again(folder, settings, DECISIVE, sys.argv[1:], program="scaling")
     return replace(asked, out=folder, resume=folder)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from experiments import report
+from experiments import report, run_folder
 from experiments.command import Failed, at_least, make_folder
 
 MESHES = "data=2,model=1", "data=1,model=2"
@@ -123,4 +123,5 @@ def _step_seconds(
                 f"{processes} processes with --mesh {mesh} ended with exit code "
                 f"{done.returncode}: {done.stderr.strip()[-300:]}"
             )
-        return json.loads((Path(folder) / "summary.json").read_text())["step_seconds"]
+        summary = json.loads((Path(folder) / run_folder.SUMMARY).read_text())
+        return summary["step_seconds"]

@@ -27,18 +27,17 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model._linear_loss import LinearModelLoss
 
 from experiments import data, report
 from experiments.command import BadInput, above_zero, main, make_folder, results_folder
-from jax_softmax._regression import SoftmaxRegression
-from jax_softmax._solve import Solution, Solver, solve
+from experiments.images import pixels
+from jax_softmax import SoftmaxRegression, Solution, solve
 
 TOLERANCES = {"default tolerance, 1e-4": 1e-4, "tolerance 1e-8": 1e-8}
-OURS: dict[str, tuple[Solver, str]] = {
+OURS = {
     "ours lbfgs, float32": ("lbfgs", "float32"),
     "ours newton-cg, float32": ("newton-cg", "float32"),
     "ours lbfgs, float64": ("lbfgs", "float64"),
@@ -48,6 +47,7 @@ PEERS = {
     "scikit-learn lbfgs, float64": ("lbfgs", "float64"),
     "scikit-learn lbfgs, float32": ("lbfgs", "float32"),
     "scikit-learn newton-cg, float64": ("newton-cg", "float64"),
+    "scikit-learn saga, float64": ("saga", "float64"),
 }
 RIVAL = "scikit-learn lbfgs, float64"
 GROWTH = 2  # of the runs of a curve
@@ -74,7 +74,7 @@ class Settings:
     have a quarter of it."""
     ours: tuple[str, ...] = tuple(OURS)
     """Which of ours take part."""
-    peers: tuple[str, ...] = (*PEERS, "scikit-learn saga, float64")
+    peers: tuple[str, ...] = tuple(PEERS)
     """Which of scikit-learn's take part."""
     quick: bool = False
     """Digits, one second each."""
@@ -117,23 +117,17 @@ class TimeIsUp(Exception):
     """The limit has been reached."""
 
 
-def pixels(images: Array) -> Array:
-    """As float32, in [0, 1]."""
-    return images.astype(jnp.float32) / jnp.float32(255)
-
-
 def problem(name: str, data_dir: Path | None) -> Problem:
-    """A data set's training images, flat."""
+    """A data set's training images."""
     dataset = data.load(name, data_dir)
-    images = dataset.train_images.reshape(len(dataset.train_images), -1)
-    features = images.astype(np.float32) / np.float32(255)
-    classes = len(dataset.class_names)
-    return Problem(name, images, dataset.train_labels, features, classes)
+    images, labels = dataset.train_images, dataset.train_labels
+    features = np.asarray(pixels(images))
+    return Problem(name, images, labels, features, len(dataset.class_names))
 
 
 def ours(
     p: Problem,
-    solver: Solver,
+    solver: str,
     dtype: str,
     start: SoftmaxRegression | None = None,
     **options: Any,
@@ -141,7 +135,7 @@ def ours(
     """Our solver, by default from zero, on the images as they are."""
     with jax.enable_x64(dtype == "float64"):
         if start is None:
-            zeros = jnp.zeros((p.images.shape[1], p.classes), dtype)
+            zeros = jnp.zeros((p.features.shape[1], p.classes), dtype)
             start = SoftmaxRegression(zeros, zeros[0])
         options = {"solver": solver, "l2": p.l2, "transform": pixels} | options
         return solve(start, p.images, p.labels, **options)
@@ -217,7 +211,7 @@ def watched(p: Problem, solver: str, dtype: str, limit: float) -> list[Point]:
     return points
 
 
-def finished(p: Problem, solver: Solver, result: Solution) -> Solution:
+def finished(p: Problem, solver: str, result: Solution) -> Solution:
     """On from there until the certified distance of the weights is small enough."""
     tolerance = NEAR * p.l2 / 2
     options = {"tolerance": tolerance, "max_iterations": 2000}
@@ -295,7 +289,7 @@ def run(settings: Settings) -> None:
         above_zero(settings, "rival_limit")
     for flag, names, known in (
         ("--ours", settings.ours, OURS),
-        ("--peers", settings.peers, Settings.peers),
+        ("--peers", settings.peers, PEERS),
     ):
         for name in names:
             if name not in known:
@@ -325,7 +319,7 @@ def run(settings: Settings) -> None:
 
     run_ours()
     for name in settings.peers:
-        solver, dtype = name.removeprefix("scikit-learn ").split(", ")
+        solver, dtype = PEERS[name]
         if solver == "saga":
             go = partial(_saga_for, p, dtype)
             points, _ = growing(p, go, settings.limit)
@@ -417,7 +411,7 @@ def draw(
     figure.savefig(out / f"{name}.png", dpi=120)
 
 
-def _ours_for(p: Problem, solver: Solver, dtype: str, iterations: int) -> Solution:
+def _ours_for(p: Problem, solver: str, dtype: str, iterations: int) -> Solution:
     return ours(p, solver, dtype, tolerance=0.0, max_iterations=iterations)
 
 

@@ -13,8 +13,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +66,10 @@ def run(settings: Settings) -> None:
     """Measure, print, save."""
     out = results_folder("stability", settings.out, quick=settings.quick)
     make_folder(out)
+    busy = round(os.getloadavg()[0], 1)
     shapes, seconds = (QUICK_SHAPES, 0.1) if settings.quick else (SHAPES, 5.0)
     found = {
-        "environment": report.environment() | circumstances(),
+        "environment": report.environment() | {"load_average": busy},
         "exp": exp_limits(),
         "softmax": softmax_errors(),
         "offsets": offset_errors(),
@@ -80,7 +79,7 @@ def run(settings: Settings) -> None:
     }
     page = stability_page.page(found)
     (out / "stability.md").write_text(page)
-    (out / "stability.json").write_text(report.to_json(without_nan(found)))
+    (out / "stability.json").write_text(report.to_json(found))
     stability_page.draw_offsets(found, out / stability_page.OFFSET)
     stability_page.draw_margins(found, out / stability_page.MARGIN)
     report.say(page)
@@ -247,28 +246,5 @@ def _rounded(errors: np.ndarray) -> list[float]:
     return [float(f"{error:.3g}") for error in errors]
 
 
-def without_nan(value: Any) -> Any:
-    """JSON knows no nan and no inf: they become text."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return without_nan(value.tolist())
-    lost = isinstance(value, float) and not math.isfinite(value)
-    return str(value) if lost else value
-
-
-def circumstances() -> dict[str, Any]:
-    """For the stamp: how busy the machine is, and torch when it takes part."""
-    torch = {"torch": metadata.version("torch")} if find_spec("torch") else {}
-    return {"load_average": round(os.getloadavg()[0], 1)} | torch
-
-
-def command_line(arguments: list[str]) -> None:
-    """Measure stability."""
-    main(run, Settings, arguments, program="stability")
-
-
 if __name__ == "__main__":
-    command_line(sys.argv[1:])
+    main(run, Settings, sys.argv[1:], program="stability")

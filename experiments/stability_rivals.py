@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
@@ -20,23 +19,23 @@ import optax
 from jax import Array
 
 import jax_softmax
+from experiments import torch_peer
+from experiments.gradient_cases import at_label, textbook_softmax
 from experiments.measure import Contender, compiled
 
 OURS = "jax_softmax"
 
 
-def naive(z: Array) -> Array:
-    """exp(x) / sum, as in the book."""
-    e = jnp.exp(z)
-    return e / e.sum(-1, keepdims=True)
-
-
 def smart(z: Array) -> Array:
     """The thread's slightly smart one: the row's maximum goes first."""
-    return naive(z - z.max(-1, keepdims=True))
+    return textbook_softmax(z - z.max(-1, keepdims=True))
 
 
-SOFTMAXES = {"naive": naive, "slightly smart": smart, OURS: jax_softmax.softmax}
+SOFTMAXES = {
+    "naive": textbook_softmax,
+    "slightly smart": smart,
+    OURS: jax_softmax.softmax,
+}
 
 
 def by_definition(z: Array, y: Array) -> Array:
@@ -46,16 +45,12 @@ def by_definition(z: Array, y: Array) -> Array:
 
 def by_index(z: Array, y: Array) -> Array:
     """-log(y_hat[range(n), y])."""
-    return -jnp.log(_at(smart(z), y))
+    return -jnp.log(at_label(smart(z), y))
 
 
 def by_log_softmax(z: Array, y: Array) -> Array:
     """-log_softmax(x)[range(n), y]: no probability is ever rounded."""
-    return -_at(jax.nn.log_softmax(z), y)
-
-
-def _at(rows: Array, y: Array) -> Array:
-    return jnp.take_along_axis(rows, y[:, None], axis=-1)[:, 0]
+    return -at_label(jax.nn.log_softmax(z), y)
 
 
 Prepare = Callable[[np.ndarray, np.ndarray], Contender]
@@ -100,20 +95,18 @@ def in_torch() -> Rival:
         losses = function(z, y)
         return losses.detach(), torch.autograd.grad(losses.sum(), z)[0]
 
-    def tensors(z: np.ndarray, y: np.ndarray) -> tuple[Any, Any]:
-        return torch.tensor(z), torch.tensor(y, dtype=torch.int64)
-
     def results(z: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         losses, gradient = with_gradient(z, y).run()
-        return losses.numpy(), gradient.numpy()
+        return torch_peer.numbers(losses), torch_peer.numbers(gradient)
 
     def losses(z: np.ndarray, y: np.ndarray) -> Contender:
-        logits, labels = tensors(z, y)
-        return Contender(lambda: function(logits, labels))
+        logits, labels = torch_peer.tensor(z, "float32"), torch_peer.tensor(y, "int64")
+        return torch_peer.contender(lambda: function(logits, labels))
 
     def with_gradient(z: np.ndarray, y: np.ndarray) -> Contender:
-        logits, labels = tensors(z, y)
-        return Contender(lambda: and_gradient(logits.requires_grad_(), labels))
+        logits = torch_peer.tensor(z, "float32", differentiated=True)
+        labels = torch_peer.tensor(y, "int64")
+        return torch_peer.contender(lambda: and_gradient(logits, labels))
 
     return Rival(results, losses, with_gradient)
 
@@ -128,7 +121,7 @@ def rivals() -> dict[str, Rival]:
         "optax": optax.softmax_cross_entropy_with_integer_labels,
     }
     peers = {name: in_jax(function) for name, function in functions.items()}
-    if find_spec("torch"):
+    if torch_peer.INSTALLED:
         peers["torch"] = in_torch()
     return peers | {OURS: in_jax(jax_softmax.cross_entropy)}
 

@@ -31,10 +31,9 @@ from experiments.command import (
     make_folder,
     results_folder,
 )
-from jax_softmax._closed_form_regression import regression_hvp
-from jax_softmax._fit import NonFiniteLoss, fit
-from jax_softmax._regression import SoftmaxRegression
-from jax_softmax._sweep import sweep
+from experiments.images import pixels
+from jax_softmax import NonFiniteLoss, SoftmaxRegression, fit, sweep
+from jax_softmax.closed_form import regression_hvp
 
 GOAL = 5.0  # times the throughput of one model after another
 
@@ -76,11 +75,6 @@ class Group(NamedTuple):
     validation_loss: np.ndarray
     validation_accuracy: np.ndarray
     seconds: float
-
-
-def pixels(images: Array) -> Array:
-    """Flat, in [0, 1]."""
-    return images.reshape(len(images), -1).astype(jnp.float32) / jnp.float32(255)
 
 
 def starts(keys: Array, dataset: data.Dataset) -> SoftmaxRegression:
@@ -144,8 +138,9 @@ def throughput(
 ) -> dict[str, float]:
     """An epoch of the sweep against an epoch of fit times the number of models.
 
-    Both train at batch 256 without validation. fit's time is the median over rates,
-    compiled for each beforehand; it does not include that a rate costs fit a compile.
+    Both train at batch 256 without validation. In each round fit's time is the mean
+    over the first three rates; of all times the medians over the rounds count. fit is
+    compiled for each rate beforehand: that a rate costs it a compile is not included.
     """
     images, labels = dataset.train_images, dataset.train_labels
     models = starts(keys, dataset)
@@ -225,7 +220,7 @@ def run(settings: Settings) -> None:
             "{validation_accuracy:.4f}, {diverged} diverged".format(**table[-1])
         )
         report.say(f"    {done.validation_loss.size} models in {done.seconds:.1f} s")
-    x = pixels(jnp.asarray(dataset.train_images))
+    x = pixels(dataset.train_images)
     curvatures = {}
     for when, model in (
         ("at the start", jax.tree.map(lambda leaf: leaf[0], starts(keys, dataset))),

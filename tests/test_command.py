@@ -1,12 +1,14 @@
 """What every experiment says of bad flags and folders, before it makes any file."""
 
+import json
 import subprocess
 import sys
 from importlib import import_module
 
+import numpy as np
 import pytest
 
-from experiments import benchmark
+from experiments import benchmark, report
 from experiments.catalog import DataError
 from experiments.command import BadInput, main
 
@@ -92,6 +94,12 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(
     for out in (a_file, a_file / "results"):
         with pytest.raises(BadInput, match=r"file is a file, not a folder\).*--out"):
             experiment.run(settings(out=out))
+
+
+def test_what_is_saved_is_json():
+    found = {"lost": np.float32("nan"), "far": [np.inf, np.array([1, -np.inf])]}
+    saved = json.loads(report.to_json(found), parse_constant=pytest.fail)
+    assert saved == {"lost": "nan", "far": ["inf", [1, "-inf"]]}
 
 
 def test_a_reader_that_leaves_is_one_sentence():

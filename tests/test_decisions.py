@@ -16,7 +16,9 @@ from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
 import jax_softmax as js
-from experiments import data, decisions, fashion_mnist, run_folder
+from experiments import data, decisions, run_folder
+from experiments.command import main
+from experiments.images import pixels
 
 pytestmark = pytest.mark.usefixtures("strict_types")
 
@@ -581,7 +583,7 @@ def test_static_mistakes_name_argument_got_and_wanted(mistake, our_errors):
 def digits_run(tmp_path_factory):
     """A run folder with weights from least squares, which are far from calibrated."""
     digits = data.load("digits")
-    x = np.asarray(fashion_mnist.pixels(digits.train_images), np.float64)
+    x = np.asarray(pixels(digits.train_images), np.float64)
     w = np.linalg.lstsq(x, np.eye(10)[digits.train_labels], rcond=None)[0]
     folder = tmp_path_factory.mktemp("runs")
     config = {
@@ -600,7 +602,7 @@ def experiment(digits_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("decisions")
     arguments = ["--quick", "--run", str(digits_run), "--out", str(folder)]
     with jax.numpy_dtype_promotion("standard"):
-        decisions.command_line(arguments)
+        main(decisions.run, decisions.Settings, arguments, program="decisions")
     return folder, json.loads((folder / "decisions.json").read_text())
 
 
@@ -657,7 +659,7 @@ def test_experiment_refuses_bad_input(
         arguments = [*arguments, "--out", str(tmp_path / "out")]
     arguments = [text.replace("FILE", str(tmp_path / "file")) for text in arguments]
     with pytest.raises(SystemExit) as stop:
-        decisions.command_line(arguments)
+        main(decisions.run, decisions.Settings, arguments, program="decisions")
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert sentence in error

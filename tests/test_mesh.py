@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from test_sharding import collectives
 
 from experiments import fashion_mnist, mesh, run_folder
+from experiments.images import pixels
 from jax_softmax import Progress, SoftmaxRegression, _fit
 
 JOB = ["--dataset", "digits", "--epochs", "2", "--batch-size", "128"]
@@ -91,7 +92,7 @@ def test_rows_and_classes_stay_where_they_are():
         4,
         optimizer=optimizer,
         objective=spread.objective,
-        transform=spread.rows(fashion_mnist.pixels),
+        transform=spread.rows(pixels),
     )
     program = lowered.compile()
     state, x, labels, _ = program.input_shardings[0]

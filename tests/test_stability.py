@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import stability
+from experiments.command import main
 from experiments.stability_rivals import (
     OURS,
     by_definition,
@@ -25,7 +26,8 @@ LOSS, GRADIENT, SOFTMAX = 2, 3, 3
 def folder(tmp_path_factory):
     """A quick run."""
     folder = tmp_path_factory.mktemp("stability")
-    stability.command_line(["--quick", "--out", str(folder)])
+    flags = ["--quick", "--out", str(folder)]
+    main(stability.run, stability.Settings, flags, program="stability")
     return folder
 
 
@@ -160,6 +162,6 @@ def test_refuses_unknown_flags_and_a_file_for_a_folder(tmp_path, capsys):
     for arguments in (["--fast"], ["--out", str(tmp_path / "file" / "x")]):
         (tmp_path / "file").write_text("")
         with pytest.raises(SystemExit) as stop:
-            stability.command_line(arguments)
+            main(stability.run, stability.Settings, arguments, program="stability")
         assert stop.value.code == 2
     assert "choose another --out" in capsys.readouterr().err
