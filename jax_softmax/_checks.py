@@ -229,6 +229,7 @@ def shards(axis_name: AxisName | None, here: int, classes: int | None) -> Shards
 def array_of(name: str, value: ArrayLike) -> Array:
     """An array of numbers, or of booleans."""
     value = plain(name, value)
+    held(name, value)
     try:
         return jnp.asarray(value)
     except OverflowError:
@@ -254,11 +255,28 @@ def plain(name: str, value: ArrayLike) -> ArrayLike:
     return value
 
 
+def held(name: str, value: ArrayLike) -> None:
+    """No integers that the type JAX has for them does not hold, and would wrap."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
+        return
+    kind = dtypes.canonicalize_dtype(value.dtype)
+    if kind == value.dtype or not value.size:
+        return
+    limits, least, most = np.iinfo(kind.name), value.min(), value.max()
+    if not limits.min <= least <= most <= limits.max:
+        raise ValueError(
+            f"{name} must fit {kind}, got numbers from {least} to {most}: convert with "
+            f"{name}.astype(np.float32), or enable x64"
+        )
+
+
 def scalar(name: str, value: ArrayLike) -> Array:
     """One number, which may be traced."""
     array = array_of(name, value)
     if array.ndim:
         raise ValueError(f"{name} must be one number, got shape {array.shape}")
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(f"{name} must be a real number, got {array.dtype}")
     return array
 
 

@@ -37,9 +37,9 @@ def is_column(rows: Array, column: Array) -> Array:
     takes, slow down all others on some.
     """
     columns = jnp.arange(rows.shape[-1], dtype=column.dtype)
-    if column.size >= FEW_ROWS:
+    if not (isinstance(column.size, int) and column.size < FEW_ROWS):
         columns = once(columns)
-    return columns == column[..., None]
+    return jnp.expand_dims(columns, range(column.ndim)) == column[..., None]
 
 
 @jax.custom_jvp

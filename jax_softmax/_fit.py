@@ -93,7 +93,8 @@ def fit(
     jax.monitoring, as the event /jax_softmax/fit/waited_for_rows.
 
     Args:
-        model: a SoftmaxRegression, or any pytree with a method logits(x).
+        model: a SoftmaxRegression, or any pytree of floating-point arrays with a method
+            logits(x).
         x: one row per example, of any type: kept as it is, for example as uint8, and
             copied unless it is read-only. Or Rows, which bring their own labels from
             wherever they are.

@@ -63,7 +63,10 @@ def _sum_of_pairs(terms: Array, marked: bool) -> Sums:
         total, rounding = _add(one, other)
         return total, rounding + (lost + more_lost), count + more
 
-    zero, zeros = np.zeros((), terms.dtype), jnp.zeros_like(terms)
+    # Chosen, though never, from terms: within a scan, reverse mode leaves out this rule
+    # where it is differentiated again, and JAX's own wants a tangent of every operand.
+    never = jnp.zeros(terms.shape, bool)
+    zero, zeros = np.zeros((), terms.dtype), jnp.where(never, terms, 0)
     return lax.reduce((terms, zeros, zeros), (zero,) * 3, add, (terms.ndim - 1,))
 
 
@@ -116,7 +119,8 @@ def _tile_by_tile(lanes_of: Callable[[Slices], Array], z: Array) -> Sums:
 
     Equal terms add up almost without rounding, others by pairs, tiles by two-sums.
     """
-    classes, rows = z.shape[-1], max(1, z.size // z.shape[-1])
+    known = isinstance(z.size, int)  # jax.export has sizes that are not
+    classes, rows = z.shape[-1], max(1, z.size // z.shape[-1]) if known else TILE
     least = FEW_CLASSES * SLICES
     width = max(least, TILE // rows // SLICES // least * least)
     tiles = classes // (SLICES * width)

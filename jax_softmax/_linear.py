@@ -203,7 +203,7 @@ def _per_row(head: Head, chunk: Chunk | None, layer: Layer) -> tuple[Array, Arra
     def rule(primals, tangents):
         (layer,) = primals
         rows, out = value(layer)
-        moved = _moved(tangents[0])
+        moved = _moved(layer, tangents[0])
         wanted = jax.tree.map(lambda _: True, moved)
 
         def push(residuals, moved):
@@ -236,7 +236,7 @@ def _weighted_sum(
 
     def rule(primals, tangents):
         layer, shares = primals
-        moved = _moved(tangents[0])
+        moved = _moved(layer, tangents[0])
         wanted = jax.tree.map(lambda _: True, moved)
         in_place = wanted.w and layer.w.dtype == tiles.kept_type(head, layer)
         keep = Keep.IN_PLACE if in_place else Keep.SOME
@@ -249,7 +249,7 @@ def _weighted_sum(
         d_out = head.shards.sum(sum(terms, jnp.zeros_like(out)))
         if not isinstance(tangents[1], SymbolicZero):
             d_out += _dot(value, tangents[1])
-        return out, d_out
+        return out, d_out.astype(out.dtype)
 
     summed.defjvp(rule, symbolic_zeros=True)
     return summed(layer, shares)
@@ -260,7 +260,10 @@ def _dot(a: Array, b: Array) -> Array:
     return jnp.sum(a.astype(wide) * b.astype(wide))
 
 
-def _moved(tangent: Any) -> Gradients:
-    """The tangents that are not known to be zero."""
+def _moved(layer: Layer, tangent: Any) -> Gradients:
+    """The tangents that are not known to be zero; dropped rows have none."""
     arrays = (tangent.x, tangent.w, tangent.b)
-    return Gradients(*(None if isinstance(t, SymbolicZero) else t for t in arrays))
+    x, w, b = (None if isinstance(t, SymbolicZero) else t for t in arrays)
+    if x is not None and layer.keep is not None:
+        x = jnp.where(layer.keep[:, None], x, 0)
+    return Gradients(x, w, b)

@@ -81,10 +81,10 @@ def measure_and_pull(
         else:
             kept = seen.kept
         found = losses(head, piece, seen.rows)
-        c = 2 * z_loss * found.lse * a
+        c = 2 * z_loss * found.lse * a if z_loss else jnp.zeros_like(a)
         smoothing = head.label_smoothing
         cotangents = _cotangents(piece, seen.rows, found.nll, a, c, smoothing)
-        shares = _shares(seen) * cotangents.scale
+        shares = _shares(seen) * cotangents.scale[None]
 
         def dz(grads: Gradients, start: Index, width: int) -> Array:
             held = grads.w if head.in_place else kept
@@ -200,15 +200,15 @@ def _at_label(layer: Layer, of: Cotangents, dz: Array, start: Index) -> Array:
 
 def _shares(seen: Measured) -> Array:
     """[tiles, tokens]: exp(maximum of the tile - maximum of the row)."""
-    return shifted_exp(seen.tops, seen.rows.part.max)
+    return shifted_exp(seen.tops, seen.rows.part.max[None])
 
 
 def _needed(
     head: Head, layer: Layer, seen: Measured, a: Array
 ) -> Callable[[Index, int], Array]:
     """Whether a tile holds a label, or a probability that is not below the limit."""
-    likeliest = _shares(seen) / (1 + seen.rows.part.tail)
-    negligible = ((likeliest < head.skip_below) | (a == 0)).all(1)
+    likeliest = _shares(seen) / (1 + seen.rows.part.tail[None])
+    negligible = ((likeliest < head.skip_below) | (a[None] == 0)).all(1)
     labels = jnp.where(a == 0, -1, layer.labels)
 
     def tile(start: Index, width: int) -> Array:
@@ -251,13 +251,14 @@ def _pull(
         # Read ahead of the branches: what one of them reads, XLA copies for it.
         dz = dz_of(carry, start, width)
         w = tiles.tile_of(head, layer.w, start, width).astype(kind)
-        if needed is None:
-            more_dx, more_dw = products(dz.astype(kind), w)
-        else:
+        if needed is not None:
             dz = jnp.where(needed(start, width), dz, 0)
-            more_dx, more_dw = lax.cond(
-                needed(start, width), products, nothing, dz.astype(kind), w
-            )
+        operand, unit = _in_units(dz, kind)
+        if needed is None:
+            more = products(operand, w)
+        else:
+            more = lax.cond(needed(start, width), products, nothing, operand, w)
+        more_dx, more_dw = more if unit is None else jax.tree.map(unit.__mul__, more)
         dx, dw, db = carry
         if dx is not None and more_dx is not None:
             dx += more_dx
@@ -280,6 +281,19 @@ def _pull(
     if grads.x is None or carry.x is None:
         return carry
     return carry._replace(x=tiles.set_chunk(head, grads.x, carry.x, at))
+
+
+def _in_units(dz: Array, kind: jnp.dtype) -> tuple[Array, Array | None]:
+    """dz in the operands' type, and what its products are to be multiplied by, if by
+    anything: float16 holds nothing below 6e-8, and a mean over many rows little else.
+    """
+    if kind != jnp.float16:
+        return dz.astype(kind), None
+    sizes = abs(lax.stop_gradient(dz))
+    largest = jnp.where(jnp.isfinite(sizes), sizes, 0).max()
+    exponent = jnp.clip(jnp.frexp(largest)[1], -100, 100)
+    unit = jnp.ldexp(jnp.ones_like(largest), exponent)
+    return (dz / unit).astype(kind), unit
 
 
 def _zeros(layer: Layer, wanted: Gradients) -> Gradients:

@@ -129,7 +129,9 @@ def merged_rows(several: Reduced) -> Reduced:
     part = merge(several.part)
     spread = possible = None
     if several.spread is not None and several.possible is not None:
-        lower = jnp.where(several.possible > 0, gap(several.part.max, part.max), 0)
+        lower = jnp.where(
+            several.possible > 0, gap(several.part.max, part.max[None]), 0
+        )
         spread = (several.spread + several.possible * lower).sum(0)
         possible = several.possible.sum(0)
     return Reduced(part, several.label.max(0), spread, possible)

@@ -157,8 +157,9 @@ def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
         rows = over_devices(head, rows)
         total = log1p(rows.part.tail)
         heads, tails = tiled.part.max, tiled.part.tail
-        weight = shifted_exp(heads, rows.part.max)
-        lower = jnp.where(heads == -jnp.inf, 0, gap(heads, rows.part.max))
+        top_of_all = rows.part.max[None]
+        weight = shifted_exp(heads, top_of_all)
+        lower = jnp.where(heads == -jnp.inf, 0, gap(heads, top_of_all))
         distance = shards.sum((weight * (below + (1 + tails) * lower)).sum(0))
         found = losses(head, layer, rows)
         return LinearSoftmaxSummary(

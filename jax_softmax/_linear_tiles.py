@@ -65,7 +65,7 @@ def piece_of(head: Head, layer: Layer, start: Index, size: int) -> Layer:
 def logits(head: Head, layer: Layer, start: Index, width: int) -> Array:
     z = product(head, layer, layer.w, start, width)
     if layer.b is not None:
-        z += slice_axis(layer.b, start, width, 0).astype(z.dtype)
+        z += slice_axis(layer.b, start, width, 0)[None].astype(z.dtype)
     if head.softcap is not None:
         z = head.softcap * jnp.tanh(z / head.softcap)
     return head.shards.ruled(z, start)

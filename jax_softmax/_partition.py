@@ -178,8 +178,8 @@ def merge(parts: Partition) -> Partition:
     However many there are, sums and products are rounded once, at the end.
     """
     place = lax.broadcasted_iota(jnp.int32, parts.max.shape, 0)
-    leads = place == parts.max.argmax(0).astype(place.dtype)
-    top = jnp.where(leads, parts.max, 0).sum(0)
+    leads = place == parts.max.argmax(0, keepdims=True).astype(place.dtype)
+    top = jnp.where(leads, parts.max, 0).sum(0, keepdims=True)
     exp, exp_low = shifted_exp_and_rest(parts.max, top, raised=RAISED)
     exp, exp_low = (jnp.where(leads, 0, part) for part in (exp, exp_low))
     weight, weight_low = _one_plus_tail(parts)
@@ -192,7 +192,7 @@ def merge(parts: Partition) -> Partition:
         total, rounding = two_sum(high[pairs], high[other])
         high = jnp.concatenate((total, high[rest]))
         low = jnp.concatenate((low[pairs] + (low[other] + rounding), low[rest]))
-    return Partition(top, high[0] + low[0])
+    return Partition(top[0], high[0] + low[0])
 
 
 def log_partition(p: Partition) -> Float[Array, "*batch"]:

@@ -55,6 +55,7 @@ def logsumexp(
     1000.6932
     """
     x, axes, where = _checked(x, axis, where)
+    keepdims = checks.flag("keepdims", keepdims)
     lse = _logsumexp(x, where, axes)
     return jnp.expand_dims(lse, axes) if keepdims else lse
 

@@ -66,12 +66,13 @@ class SoftmaxRegression(NamedTuple):
         checks.same_shape("b", self.b, (classes,))
         if x.ndim == 0 or x.shape[-1] != features:
             raise ValueError(f"x must have {features} features, got shape {x.shape}")
+        b = jnp.expand_dims(self.b, range(x.ndim - 1))
         if classes >= MANY_CLASSES:
-            return jnp.matmul(x, self.w) + self.b
+            return jnp.matmul(x, self.w) + b
         # XLA for CPU is three times as fast at g^T x as at x^T g, w's gradient: the
         # barrier keeps it from turning the one into the other.
         sideways = lax.optimization_barrier(self.w.T)
-        return lax.dot_general(x, sideways, (((x.ndim - 1,), (1,)), ((), ()))) + self.b
+        return lax.dot_general(x, sideways, (((x.ndim - 1,), (1,)), ((), ()))) + b
 
     def predict(self, x: Float[ArrayLike, "*batch features"]) -> Int[Array, "*batch"]:
         """The most likely class of each row; the first of equals."""

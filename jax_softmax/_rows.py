@@ -124,13 +124,15 @@ def _as_asked_for(block: Block, found: Any) -> tuple[Any, Any]:
             f"{type(found).__name__}"
         )
     rows = _owned("the rows that x.read yields", found[0])
+    checks.held("the rows that x.read yields", rows)
     if np.shape(rows)[:1] != block.rows.shape:
         raise ValueError(
             f"x.read must yield the {len(block.rows)} rows that it is asked for, got "
             f"shape {np.shape(rows)}"
         )
     name = "the labels that x.read yields"
-    labels = checks.class_ids(name, _put(name, found[1]), block.rows.shape)
+    labels = _put(name, checks.not_wrapped(found[1]))
+    labels = checks.class_ids(name, labels, block.rows.shape)
     return rows, np.asarray(labels)
 
 
@@ -158,7 +160,7 @@ def on_device(
     x_name: str, x: ArrayLike, labels_name: str, labels: ArrayLike
 ) -> tuple[Array, Array]:
     """Rows and their labels, checked, and copied to the device."""
-    x, labels = _put(x_name, x), _put(labels_name, labels)
+    x, labels = _put(x_name, x), _put(labels_name, checks.not_wrapped(labels))
     return checks.examples(x_name, x, labels_name, labels)
 
 
@@ -179,7 +181,8 @@ def _put(name: str, values: ArrayLike) -> ArrayLike:
     values = _owned(name, values)
     if not isinstance(values, np.ndarray):
         return values
-    return jax.device_put(checks.not_wrapped(values))
+    checks.held(name, values)
+    return jax.device_put(values)
 
 
 def _owned(name: str, values: ArrayLike) -> ArrayLike:

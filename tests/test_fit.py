@@ -243,6 +243,10 @@ def test_divergence_keeps_a_model_whose_loss_was_finite():
             "progress has done 2 steps of an epoch that has 1: it belongs to another",
         ),
         ({"optimizer": "adam"}, "optimizer must be one of optax's.*'adam'"),
+        (
+            {"x": np.full((3, 4), 2**40)},
+            r"x must fit int32.*1099511627776: convert with x.astype\(np.float32\)",
+        ),
         ({"objective": None}, "objective must be a function, got NoneType"),
         ({"transform": "pixels"}, "transform must be a function, got str"),
         ({"key": 0}, "key must be a key.*got int"),

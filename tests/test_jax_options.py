@@ -1,0 +1,116 @@
+"""What users ask of JAX itself: strict ranks, and exports for any number of rows."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jax_softmax import (
+    Logits,
+    SoftmaxRegression,
+    cross_entropy,
+    cross_entropy_with_probs,
+    entropy,
+    evaluate,
+    fit,
+    linear_cross_entropy,
+    linear_softmax_summary,
+    logsumexp,
+    mean_linear_cross_entropy,
+    softmax,
+    sweep,
+)
+
+NUMBERS = np.random.default_rng(0)
+X = NUMBERS.normal(size=(9, 3)).astype(np.float32)
+W = NUMBERS.normal(size=(3, 7)).astype(np.float32)
+Z, LABELS = X @ W, np.arange(9) % 7
+MODEL = SoftmaxRegression(jnp.asarray(W), jnp.zeros(7))
+TRAINING = {"epochs": 1, "batch_size": 4}
+RANKS = {
+    "logsumexp": lambda: jax.grad(lambda z: logsumexp(z).sum())(Z),
+    "softmax": lambda: jax.grad(lambda z: (softmax(z) ** 2).sum())(Z),
+    "cross_entropy": lambda: jax.grad(lambda z: cross_entropy(z, LABELS).sum())(Z),
+    "smoothed": lambda: cross_entropy(Z, LABELS, label_smoothing=0.1),
+    "with_probs": lambda: jax.grad(
+        lambda z: cross_entropy_with_probs(z, jax.nn.softmax(Z)).sum()
+    )(Z),
+    "entropy": lambda: entropy(Logits(Z)),
+    "linear": lambda: jax.jvp(
+        lambda w: linear_cross_entropy(X, w, LABELS, b=np.ones(7), chunk=(2, 3)),
+        (W,),
+        (W,),
+    ),
+    "mean": lambda: jax.grad(
+        lambda w: mean_linear_cross_entropy(
+            *(X, w, LABELS),
+            chunk=(2, 3),
+            where=LABELS > 1,
+            label_smoothing=0.1,
+            softcap=3.0,
+            z_loss=0.1,
+        )
+    )(W),
+    "skipping": lambda: jax.grad(
+        lambda w: mean_linear_cross_entropy(X, w, LABELS, skip_below=0.1, chunk=(2, 3))
+    )(W),
+    "summary": lambda: jax.grad(
+        lambda w: linear_softmax_summary(X, w, LABELS, chunk=(2, 3)).entropy.sum()
+    )(W),
+    "evaluate": lambda: evaluate(MODEL, X, LABELS),
+    "fit": lambda: list(
+        fit(
+            *(MODEL, X, LABELS),
+            optimizer=optax.adam(0.1),
+            key=jax.random.key(0),
+            **TRAINING,
+        )
+    ),
+    "sweep": lambda: list(
+        sweep(
+            *(jax.tree.map(lambda leaf: leaf[None], MODEL), X, LABELS),
+            optimizer=optax.sgd,
+            settings=np.array([0.1, 0.2]),
+            keys=jax.random.split(jax.random.key(0), 1),
+            **TRAINING,
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_no_rank_is_promoted(name):
+    want = RANKS[name]()
+    with jax.numpy_rank_promotion("raise"):
+        got = RANKS[name]()
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+EXPORT = """
+import jax, numpy as np
+from jax import export
+from jax_softmax import cross_entropy
+def gradient(z, labels):
+    return jax.grad(lambda z: cross_entropy(z, labels).sum())(z)
+(rows,) = export.symbolic_shape("rows")
+for classes in (7, 50):
+    shapes = (
+        jax.ShapeDtypeStruct((rows, classes), np.float32),
+        jax.ShapeDtypeStruct((rows,), np.int32),
+    )
+    exported = export.export(jax.jit(gradient))(*shapes)
+    for count in (1, 3, 20):
+        z = np.random.default_rng(0).normal(size=(count, classes)).astype(np.float32)
+        labels = np.arange(count, dtype=np.int32) % classes
+        got, want = exported.call(z, labels), gradient(z, labels)
+        np.testing.assert_allclose(got, want, atol=1e-6)
+"""
+
+
+def test_an_export_for_any_number_of_rows():
+    """Alone, as the annotations that tests check say that a size is an int."""
+    subprocess.run([sys.executable, "-W", "error", "-c", EXPORT], check=True)

@@ -1,0 +1,98 @@
+"""The linear losses where a type is narrow, a logit infinite or a rule used twice."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_softmax import (
+    cross_entropy,
+    linear_cross_entropy,
+    linear_softmax_summary,
+    mean_linear_cross_entropy,
+    mean_loss,
+)
+
+pytestmark = pytest.mark.usefixtures("as_on_one_device")
+
+NUMBERS = np.random.default_rng(0)
+X = jnp.asarray(NUMBERS.normal(size=(6, 2)), jnp.float32)
+W = jnp.asarray(NUMBERS.normal(size=(2, 5)), jnp.float32)
+LABELS = jnp.array([0, 1, 2, 3, 4, 0])
+
+
+def mean_of_rows(x, w, labels, **options):
+    return linear_cross_entropy(x, w, labels, **options).mean()
+
+
+@pytest.mark.parametrize("loss", [mean_linear_cross_entropy, mean_of_rows])
+@pytest.mark.parametrize(("rows", "classes"), [(4096, 8000), (32768, 2000)])
+def test_float16_gradients_of_many_rows_do_not_underflow(loss, rows, classes):
+    x, w = jnp.ones((rows, 2), jnp.float16), jnp.zeros((2, classes), jnp.float16)
+    gradient = jax.jit(jax.grad(lambda w: loss(x, w, jnp.zeros(rows, int))))(w)
+    np.testing.assert_allclose(gradient[:, 1:], 1 / classes, rtol=0.005)
+    np.testing.assert_allclose(gradient[:, 0], 1 / classes - 1, rtol=0.005)
+
+
+def test_an_infinite_logit_in_the_mean():
+    x, w = jnp.array([[jnp.inf], [1.0]]), jnp.array([[1.0, -1.0, -2.0]])
+    b, labels = jnp.zeros(3), jnp.array([0, 1])
+
+    def dense(b):
+        return cross_entropy(x @ w + b, labels).mean()
+
+    for options in ({}, {"chunk": (1, 2)}):
+
+        def fused(b, options=options):
+            return mean_linear_cross_entropy(x, w, labels, b=b, **options)
+
+        np.testing.assert_allclose(fused(b), dense(b), rtol=1e-6)
+        for way in (jax.grad, jax.jacfwd):
+            np.testing.assert_allclose(way(fused)(b), way(dense)(b), atol=1e-7)
+
+
+def test_a_dropped_row_has_no_part_in_forward_mode():
+    x = jnp.array([[1.0, 2.0], [jnp.nan, 1.0]])
+    keep, labels = jnp.array([True, False]), jnp.array([0, 1])
+
+    def dense(scale):
+        losses = cross_entropy((x * scale) @ W, labels, where=keep)
+        return mean_loss(losses, keep)
+
+    def fused(scale):
+        return mean_linear_cross_entropy(x * scale, W, labels, where=keep)
+
+    def rows(scale):
+        return linear_cross_entropy(x * scale, W, labels, where=keep)
+
+    want = jax.jvp(dense, (1.0,), (1.0,))
+    np.testing.assert_allclose(jax.jvp(fused, (1.0,), (1.0,)), want, rtol=1e-5)
+    losses, moved = jax.jvp(rows, (1.0,), (1.0,))
+    np.testing.assert_allclose((losses[0], moved[0]), want, rtol=1e-5)
+    assert losses[1] == moved[1] == 0
+
+
+def test_biases_of_64_bits_beside_weights_of_32():
+    with jax.enable_x64(True):
+        x, w = np.ones((6, 3), np.float32), np.ones((3, 5), np.float32)
+        gradient = jax.grad(
+            lambda b: mean_linear_cross_entropy(x, w, np.zeros(6, int), b=b)
+        )(jnp.zeros(5))
+        assert gradient.dtype == np.float64
+        np.testing.assert_allclose(gradient, [-0.8, 0.2, 0.2, 0.2, 0.2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [(3, 2), (3, 5), (6, 2)])
+def test_second_derivatives_of_a_summary_in_tiles(chunk):
+    def summed(w):
+        return linear_softmax_summary(X, w, LABELS, chunk=chunk).nll.mean()
+
+    def dense(w):
+        return cross_entropy(X @ w, LABELS).mean()
+
+    def twice(f):
+        return jax.grad(lambda w: (jax.grad(f)(w) ** 2).sum())(W)
+
+    np.testing.assert_allclose(twice(summed), twice(dense), atol=1e-6)
+    hessian, want = jax.hessian(summed)(W), jax.hessian(dense)(W)
+    np.testing.assert_allclose(hessian, want, atol=1e-6)
