@@ -6,6 +6,7 @@ every epoch then reads those, in fit's order. Where it is in them is fit's epoch
 step, which a checkpoint has: Grain starts there, and reads the same blocks as ever.
 """
 
+import math
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +29,8 @@ from experiments.catalog import (
 
 TRAIN, REST = "train-images", "rest.npz"
 AHEAD = 2  # blocks read before they are wanted
-TOUCHED = 128  # rows read between two times that pages are given back
+AROUND = 2**17  # bytes that Linux maps beside a row: 64 KB around either end
+MAPPED = 2**24  # bytes, before their pages are given back
 CHUNK = 2**14  # rows in memory while the file is written or checked
 
 
@@ -81,9 +83,9 @@ def first(images: np.ndarray | Streamed, rows: int) -> np.ndarray | Streamed:
 class _Source:
     """What Grain reads from: the i-th element is the i-th block that is wanted.
 
-    Rows are read in the order of the file, and its pages given back every few rows:
-    Linux maps 64 KB around each that is touched, and they would add up to the file. Not
-    more often: each time, another thread that runs Python may go on for 5 ms.
+    Rows are read in the order of the file, and its pages given back in between, or they
+    would add up to all of it. Not more often than need be: each time, another thread
+    that runs Python may go on for 5 ms.
     """
 
     def __init__(
@@ -105,9 +107,9 @@ class _Source:
 
         rows = self._wanted[index]
         images = aligned((len(rows), *self._images.shape[1:]), self._images.dtype)
-        order = np.argsort(rows)
-        for begin in range(0, len(rows), TOUCHED):
-            some = order[begin : begin + TOUCHED]
+        most = images.nbytes + len(rows) * AROUND
+        turns = math.ceil(min(most, len(self._mapped)) / MAPPED)
+        for some in np.array_split(np.argsort(rows), turns):
             images[some] = self._images[rows[some]]
             self._mapped.madvise(mmap.MADV_DONTNEED)
         images.flags.writeable = False  # so that fit takes them without a copy

@@ -4,6 +4,7 @@ import math
 import reprlib
 from numbers import Integral, Real
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, dtypes, lax
@@ -206,12 +207,11 @@ def shards(axis_name: AxisName | None, here: int, classes: int | None) -> Shards
     devices = 1
     if axis_name is not None:
         names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-        named = len(names) > 0 and all(isinstance(name, str) for name in names)
-        try:
-            devices = lax.axis_size(axis_name) if named else 0
-        except NameError:
-            devices = 0
-        if not devices:
+        manual = jax.sharding.get_abstract_mesh().manual_axes
+        known = len(names) > 0 and all(name in manual for name in names)
+        if known and len(set(names)) == len(names):
+            devices = lax.axis_size(axis_name)
+        else:
             raise ValueError(
                 f"axis_name must name mesh axes of the jax.shard_map around, "
                 f"got {axis_name!r}"

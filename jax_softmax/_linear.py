@@ -151,7 +151,8 @@ def mean_linear_cross_entropy(
             matmuls of such a tile, and costs a branch for every tile: measure first.
 
     Returns:
-        A scalar in at least float32; 0 with zero gradient when no row is kept.
+        A scalar in at least float32; 0 with zero gradient when no row is kept, and when
+        what the sum is divided by is 0.
 
     Raises:
         TypeError: x, w, b or weights are not floating point, or labels not integers.

@@ -164,6 +164,8 @@ def mean_loss(
 ) -> Float[Array, ""]:
     """The mean of the kept losses; 0 with zero gradient when none is kept.
 
+    So it is when the normalizer is 0.
+
     Args:
         losses: one loss per row.
         where: losses to keep; the rest may be anything, NaN included.

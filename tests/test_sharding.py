@@ -240,6 +240,12 @@ def test_mistakes():
     for wrong in ((), [], 3, ("model", 0)):
         with pytest.raises(ValueError, match="axis_name must name mesh axes"):
             js.cross_entropy(z, labels, axis_name=wrong)
+    one = partial(js.cross_entropy, labels=0, axis_name="i")
+    with pytest.raises(ValueError, match=r"axis_name must name mesh axes.*'i'"):
+        jax.vmap(one, axis_name="i")(z)
+    twice = partial(js.cross_entropy, labels=labels[:1], axis_name=("model", "model"))
+    with pytest.raises(ValueError, match="axis_name must name mesh axes"):
+        sharded(twice, (2, 2), BY_CLASS, ROWS)(np.zeros((2, 4), np.float32))
     for wrong in (2.5, "3", True, np.array(3)):
         with pytest.raises(TypeError, match="classes must be a Python integer"):
             js.cross_entropy(z, labels, classes=wrong)
