@@ -284,7 +284,7 @@ def one_step(
     """
 
     def objective_of(model: Model) -> Array:
-        return objective(model, *batch)
+        return checks.scalar("what objective returns", objective(model, *batch))
 
     loss, gradient = jax.value_and_grad(objective_of)(model)
     update = optax.with_extra_args_support(optimizer).update

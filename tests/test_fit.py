@@ -274,6 +274,20 @@ def test_evaluation_of_what_cannot_be_evaluated(our_errors):
     assert np.isnan(evaluate(model, np.where(x > 1, np.nan, x), labels)).all()
 
 
+def test_an_objective_that_is_no_mean(our_errors):
+    model, x, labels = problem()
+    run = fit(
+        model,
+        x,
+        labels,
+        optimizer=MOMENTUM,
+        key=KEY,
+        objective=lambda model, x, labels: cross_entropy(model.logits(x), labels),
+    )
+    with pytest.raises(ValueError, match=r"what objective returns must be one number"):
+        next(run)
+
+
 def test_no_epochs_is_no_training():
     model, x, labels = problem()
     assert not list(fit(model, x, labels, optimizer=optax.sgd(0.1), key=KEY, epochs=0))
