@@ -8,8 +8,8 @@ python -m experiments.fashion_mnist predict         classify images with a saved
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from functools import partial
@@ -160,7 +160,7 @@ def train(settings: Train) -> None:
         images = first(images, 6000)
     clock.lap("data")
     out = settings.resume or settings.out or _new_folder(settings.dataset)
-    with run_folder.locked(out):
+    with run_folder.locked(out), _saying_what_is_full(out):
         if settings.resume is None:
             config = {
                 "settings": asdict(settings),
@@ -187,46 +187,41 @@ def train(settings: Train) -> None:
             f"{jax.devices()[0].device_kind}"
             + (f", {settings.mesh}" if settings.mesh else "")
         )
-        try:
-            _train_and_show(clock, settings, out, dataset, images, epochs, mesh)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise Failed(
-                f"The run cannot go on writing in {out} ({error.strerror or error}): "
-                f"make room there, then go on with --resume {out}."
-            ) from None
-
-
-def _train_and_show(
-    clock: Stopwatch,
-    settings: Train,
-    out: Path,
-    dataset: data.Dataset,
-    images: np.ndarray | Streamed,
-    epochs: int,
-    mesh: Mesh | None,
-) -> None:
-    model, metrics = _fitted(settings, out, dataset, images, epochs, mesh)
-    clock.lap("training and checkpoints")
-    if isinstance(images, Streamed):
-        spent = clock.seconds()["training and checkpoints"]
-        waited = waited_for_rows()
+        model, metrics = _fitted(settings, out, dataset, images, epochs, mesh)
+        clock.lap("training and checkpoints")
+        if isinstance(images, Streamed):
+            spent = clock.seconds()["training and checkpoints"]
+            waited = waited_for_rows()
+            report.say(
+                f"Input: training waited {waited:.3f} s of {spent:.2f} s for images, "
+                f"{waited / spent:.1%}"
+            )
+        if metrics:
+            report.say(f"Final: {_line(metrics[-1])}")
         report.say(
-            f"Input: training waited {waited:.3f} s of {spent:.2f} s for images, "
-            f"{waited / spent:.1%}"
+            gradient_gap(model, images[: settings.batch_size], dataset.train_labels)
         )
-    if metrics:
-        report.say(f"Final: {_line(metrics[-1])}")
-    report.say(gradient_gap(model, images[: settings.batch_size], dataset.train_labels))
-    clock.lap("gradient beside the closed form")
-    report.say(_draw(out, metrics, model, dataset))
-    clock.lap("pictures")
-    with run_folder.replacing(out / "times.json") as file:
-        file.write_text(report.to_json(_times(clock)))
-    files = sorted(path for path in out.iterdir() if path.is_file())
-    report.say(_spent(clock))
-    report.say("Files:", *(f"  {path}" for path in files), sep="\n")
+        clock.lap("gradient beside the closed form")
+        report.say(_draw(out, metrics, model, dataset))
+        clock.lap("pictures")
+        with run_folder.replacing(out / "times.json") as file:
+            file.write_text(report.to_json(_times(clock)))
+        files = sorted(path for path in out.iterdir() if path.is_file())
+        report.say(_spent(clock))
+        report.say("Files:", *(f"  {path}" for path in files), sep="\n")
+
+
+@contextmanager
+def _saying_what_is_full(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Failed(
+            f"The run cannot go on writing in {out} ({error.strerror or error}): make "
+            f"room there, then go on with --resume {out}."
+        ) from None
 
 
 def _fitted(
