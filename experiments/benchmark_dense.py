@@ -42,9 +42,9 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "1 x 10000000": (1, 10_000_000),
 }
 SHAPES_ON_A_GPU: dict[str, tuple[int, ...]] = {
-    "8388608 x 10": (8388608, 10),
-    "131072 x 1000": (131072, 1000),
-    "2048 x 50257": (2048, 50257),
+    "16777216 x 10": (16777216, 10),
+    "262144 x 1000": (262144, 1000),
+    "8192 x 50257": (8192, 50257),
 }
 """Large enough that the time until a call reaches the card does not count."""
 REPEATS = {"256 x 10": 200, "4096 x 10": 50}

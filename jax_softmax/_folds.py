@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jax_softmax import _checks as checks
 from jax_softmax._entries import FEW_CLASSES
 from jax_softmax._exponential import two_sum
 from jax_softmax._platform import by_platform
@@ -54,20 +55,29 @@ def _sum_of_pairs(terms: Array, marked: bool) -> Sums:
     One array goes in, or XLA for a GPU writes out what two have in common.
     """
 
-    def add(left: Sums, right: Sums) -> Sums:
-        (one, lost, count), (other, more_lost, more) = left, right
+    def add(left: Sequence[Array], right: Sequence[Array]) -> Sequence[Array]:
+        (one, lost, *count), (other, more_lost, *more) = left, right
         if marked:
             marks = jnp.where(one < 0, 1, 0) + jnp.where(other < 0, 1, 0)
-            more = more + marks.astype(more.dtype)
+            count = [count[0] + (more[0] + marks.astype(terms.dtype))]
             one, other = jnp.maximum(one, 0), jnp.maximum(other, 0)
-        total, rounding = _add(one, other)
-        return total, rounding + (lost + more_lost), count + more
+        total, rounding = two_sum(one, other)
+        return total, rounding + (lost + more_lost), *count
 
+    if terms.shape[-1] == 1:  # JAX and XLA leave a reduction of one number out
+        one, zero = terms[..., 0], jnp.zeros_like(terms[..., 0])
+        high, low, *count = add((one, zero, zero), (zero, zero, zero))
+        return high, low, count[0] if marked else zero
     # Chosen, though never, from terms: within a scan, reverse mode leaves out this rule
     # where it is differentiated again, and JAX's own wants a tangent of every operand.
     never = jnp.zeros(terms.shape, bool)
-    zero, zeros = np.zeros((), terms.dtype), jnp.where(never, terms, 0)
-    return lax.reduce((terms, zeros, zeros), (zero,) * 3, add, (terms.ndim - 1,))
+    least = [0.0, -0.0, 0.0] if marked else [0.0, -0.0]  # compilers add no -0
+    starts = tuple(np.array(number, terms.dtype) for number in least)
+    rest = [jnp.where(never, terms, start) for start in starts[1:]]
+    last = terms.ndim - 1
+    high, low, *count = lax.reduce((terms, *rest), starts, add, (last,))
+    low = jnp.where(jnp.isfinite(high), low, 0)
+    return high, low, count[0] if marked else jnp.zeros_like(high)
 
 
 @_sum_of_pairs.defjvp
@@ -78,6 +88,20 @@ def _sum_of_pairs_jvp(marked, primals, tangents):
     return _sum_of_pairs(terms, marked), (change, zeros, zeros)
 
 
+def _count_of_tops(z: Array) -> Array:
+    """How often the maximum stands in a row, counted by a GPU on its way to find it:
+    where reading takes as long as arithmetic, that is free."""
+
+    def larger(left: Sequence[Array], right: Sequence[Array]) -> Sequence[Array]:
+        (one, count), (other, more) = left, right
+        top = jnp.maximum(one, other)
+        return top, jnp.where(one == top, count, 0) + jnp.where(other == top, more, 0)
+
+    z = lax.stop_gradient(checks.wide(z))
+    none = np.array(-np.inf, z.dtype), np.zeros((), z.dtype)
+    return lax.reduce((z, jnp.ones_like(z)), none, larger, (z.ndim - 1,))[1]
+
+
 def others_sum(exp_and_top: ExpAndTop, z: Array, top_exp: Array) -> Sums:
     """The sum of exponentials over the last axis but for tops, as high + low, and how
     many tops there are.
@@ -85,15 +109,22 @@ def others_sum(exp_and_top: ExpAndTop, z: Array, top_exp: Array) -> Sums:
     A CPU may have a top as top_exp, [*batch, 1], in the sum instead of counting it.
     """
 
+    exp_and_top = traced_once()(exp_and_top)
+
     def fused(z: Array) -> Sums:
         exp, is_top = exp_and_top(z)
         return _sum_of_pairs(jnp.where(is_top, -1, exp), True)
 
+    def on_gpu(z: Array) -> Sums:
+        exp, is_top = exp_and_top(z)
+        high, low, _ = _sum_of_pairs(jnp.where(is_top, 0, exp), False)
+        return high, low, _count_of_tops(z)
+
     def on_cpu(z: Array) -> Sums:
-        lanes_of = partial(_others_in_lanes, traced_once()(exp_and_top), top_exp)
+        lanes_of = partial(_others_in_lanes, exp_and_top, top_exp)
         return _tile_by_tile(lanes_of, z)
 
-    return by_platform(z, cpu=on_cpu, default=fused)
+    return by_platform(z, cpu=on_cpu, gpu=on_gpu, default=fused)
 
 
 def _others_in_lanes(exp_and_top: ExpAndTop, top_exp: Array, slices: Slices) -> Array:

@@ -110,27 +110,38 @@ def partition_and_exp(z: Float[Array, "*batch classes"]) -> tuple[Partition, Arr
 
 
 def partition_and_probability(
-    z: Float[Array, "*batch classes"], shards: Shards
+    z: Float[Array, "*batch classes"], shards: Shards, rounds: bool
 ) -> tuple[Partition, Array]:
-    """The partition, and exp(z - max) / (1 + tail); over devices, two numbers travel
-    for each row."""
+    """The partition, and exp(z - max) / (1 + tail), which may be rounded to the type of
+    z later on; over devices, two numbers travel for each row."""
     if shards.alone and z.shape[-1] <= FEW_CLASSES:
         part, exp = partition_and_exp(z)
         return part, _share(exp, part.column)
     part = partition(z)
     if not shards.alone:
         part = merge(shards.each(part))
-    return part, _probability(checks.wide(z), part.column)
+    return part, _probability(z, part.column, rounds)
 
 
-def _probability(z: Array, p: Partition) -> Array:
+def _probability(z: Array, p: Partition, rounds: bool) -> Array:
     """exp(z - max) / (1 + tail)."""
-    scale, total = row_scale(p.max), _one_plus_tail(p)
-    ratio, low = quotient(row_factor(scale), total)
-    exp, is_top = raised_exp(z, scale, low / ratio)
-    return jnp.where(
-        is_top, _share(jnp.ones_like(p.tail), p), exp * (ratio * 2.0**-RAISED)
-    )
+
+    def on_cpu(z: Array, *leaves: Array) -> Array:
+        p, z = Partition(*leaves), checks.wide(z)
+        scale, total = row_scale(p.max), _one_plus_tail(p)
+        ratio, low = quotient(row_factor(scale), total)
+        exp, is_top = raised_exp(z, scale, low / ratio)
+        return jnp.where(
+            is_top, _share(jnp.ones_like(p.tail), p), exp * (ratio * 2.0**-RAISED)
+        )
+
+    def fused(z: Array, *leaves: Array) -> Array:
+        p, wide = Partition(*leaves), checks.wide(z)
+        if rounds and z.dtype.itemsize == 2:  # beside which nothing else counts
+            return _share(jnp.exp(-gap(wide, p.max)), p)
+        return _share(shifted_exp(wide, p.max), p)
+
+    return by_platform(z, *p, cpu=on_cpu, default=fused)
 
 
 def complement(z: Array, p: Partition) -> Array:

@@ -1,4 +1,4 @@
-"""One loop for CPUs and another for accelerators, chosen when XLA compiles."""
+"""One loop for CPUs, others for accelerators, chosen when XLA compiles."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,16 +14,20 @@ Result = TypeVar("Result")
 
 
 def by_platform(
-    *operands: ArrayLike, cpu: Callable[..., Result], default: Callable[..., Result]
+    *operands: ArrayLike,
+    cpu: Callable[..., Result],
+    gpu: Callable[..., Result] | None = None,
+    default: Callable[..., Result],
 ) -> Result:
-    """cpu(*operands) on a CPU, default(*operands) elsewhere.
+    """cpu(*operands) on a CPU, gpu(*operands) on a GPU, default(*operands) elsewhere.
 
     default also where the last axis of an operand is spread over an Explicit mesh: a
     CPU's loops cut it, which JAX does not do with what lies on several devices.
     """
     if any(_is_spread(operand) for operand in operands):
         return default(*operands)
-    return lax.platform_dependent(*operands, cpu=cpu, default=default)
+    loops = {"cpu": cpu} if gpu is None else {"cpu": cpu, "cuda": gpu, "rocm": gpu}
+    return lax.platform_dependent(*operands, **loops, default=default)
 
 
 def _is_spread(operand: ArrayLike) -> bool:

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from jax_softmax import _checks as checks
+from jax_softmax._one_kernel import Shares, in_one_kernel
 from jax_softmax._partition import (
     complement,
     gap,
@@ -153,28 +154,29 @@ class Normalized(NamedTuple):
     ]  # 1 - probs, right where probs round to 1
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-@traced_once(static_argnums=1)
-def normalized(z: Float[Array, "*batch classes"], shards: Shards) -> Normalized:
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+@traced_once(static_argnums=(1, 2))
+def normalized(
+    z: Float[Array, "*batch classes"], shards: Shards, rounds: bool = False
+) -> Normalized:
     """lse, log-probabilities and probabilities from one partition of the last axis.
 
-    All are as wide as sums are, also where z is narrower.
+    All are as wide as sums are, also where z is narrower. Those of single classes are
+    right to more than the type of z only if they are not to be rounded to it.
     """
-    part, probs = partition_and_probability(z, shards)
-    z, column = checks.wide(z), part.column
-    return Normalized(
-        log_partition(part),
-        -(gap(z, column.max) + log1p(column.tail)),
-        probs,
-        complement(z, column),
-    )
+    part, probs = partition_and_probability(z, shards, rounds)
+    wide, column = checks.wide(z), part.column
+    shares = Shares(-(gap(wide, column.max) + log1p(column.tail)), probs)
+    if rounds and shards.alone:
+        shares = in_one_kernel(z, shares)
+    return Normalized(log_partition(part), *shares, complement(wide, column))
 
 
 @normalized.defjvp
-def _normalized_jvp(shards, primals, tangents):
+def _normalized_jvp(shards, rounds, primals, tangents):
     """d lse = sum p dz;  d log p = (1 - p) dz - sum of p dz over the others."""
     (z,), (dz,) = primals, tangents
-    out, dz = normalized(z, shards), checks.wide(dz)
+    out, dz = normalized(z, shards, rounds), checks.wide(dz)
     p_dz = jnp.where(out.lse[..., None] == -jnp.inf, 0, out.probs) * dz
     total = shards.sum(p_dz.sum(-1))
     d_log_probs = out.complements * dz - (total[..., None] - p_dz)
@@ -200,7 +202,7 @@ class _Moved(NamedTuple):
 
     @property
     def normalized(self) -> Normalized:
-        return normalized(self.z, Shards.whole(self.z.shape[-1]))
+        return normalized(self.z, Shards.whole(self.z.shape[-1]), True)
 
 
 def _moved(x: Array, where: Array | None, axes: tuple[int, ...]) -> _Moved:

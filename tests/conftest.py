@@ -81,6 +81,22 @@ def as_on_accelerators(monkeypatch, fresh_traces):
 
 
 @pytest.fixture
+def as_on_gpus(monkeypatch, fresh_traces):
+    """The same for GPUs, where there is something for them."""
+
+    def gpus_of(*args, default, cuda=None, **others):
+        return (cuda or default)(*args)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", gpus_of)
+
+
+@pytest.fixture(params=["as_on_accelerators", "as_on_gpus"])
+def elsewhere(request):
+    """What is compiled where CPUs have loops of their own."""
+    request.getfixturevalue(request.param)
+
+
+@pytest.fixture
 def as_on_one_device(monkeypatch):
     """Where the code minds that tokens may lie on several, what it does on one."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)

@@ -7,6 +7,7 @@ checks it in test_accuracy. (Dekker 1971; Hida, Li & Bailey, "Quad-double", 2001
 
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 
@@ -163,7 +164,7 @@ def ulp_error(got, want: Exact, scale=None) -> np.ndarray:
     normal number may flush to 0.
     """
     got = np.asarray(got)
-    kind = np.finfo(got.dtype)
+    kind = ml_dtypes.finfo(got.dtype)
     size = np.abs(want.high if scale is None else scale)
     size = np.maximum(size.astype(np.float64), float(kind.tiny))
     unit = np.exp2(np.floor(np.log2(size))) * float(kind.eps)

@@ -70,6 +70,15 @@ def test_a_large_vocabulary_on_an_h100():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", ["65536 x 10", "8192 x 1000"])
+def test_a_softmax_on_an_h100_reads_a_row_once(shape, dtype):
+    rows = benchmark_chips.dense_rows(gpu(), shape, dtype)
+    (row,) = (row for row in rows if row["function"] == "softmax")
+    assert row["ours"]["temp_bytes"] <= row["peer"]["temp_bytes"]
+    assert row["ours"]["bytes_accessed"] <= row["peer"]["bytes_accessed"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_logits_on_a_tpu_cost_no_more_than_with_jax_nn(dtype):
     """But for some numbers of each row: the sum of the others and what it has lost, the
     tail, and how many maxima there are."""

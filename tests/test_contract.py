@@ -161,6 +161,42 @@ def test_reductions(name, road):
     np.testing.assert_allclose(got[1], 1 / z.shape[1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("classes", [3, 20])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+@pytest.mark.usefixtures("elsewhere")
+def test_the_edges_on_accelerators(kind, classes):
+    """Of reductions and losses; what is more than a row's classes is ruled out."""
+    eps = float(jnp.finfo(kind).eps)
+    close = partial(np.testing.assert_allclose, rtol=2 * eps, atol=1e-37)
+
+    def padded(rows, filler):
+        rows = np.array([[*row, *[filler] * (classes - len(row))] for row in rows])
+        return jnp.asarray(rows, jnp.float32)
+
+    z = padded([r[0] for r in REDUCTIONS.values()], -INF).astype(kind)
+    probs = padded([r[2] for r in REDUCTIONS.values()], 0)
+    probs = jnp.where(jnp.isnan(probs).any(-1, keepdims=True), NAN, probs)
+    close(np.float32(js.softmax(z)), probs)
+    close(np.exp(np.float32(js.log_softmax(z))), probs)
+    close(js.logsumexp(z), [r[1] for r in REDUCTIONS.values()])
+
+    rows = [*TABLE.values(), *BAD_LABELS.values()]
+    z = padded([r.logits for r in rows], -INF).astype(kind)
+    labels = jnp.asarray([r.label for r in rows])
+    labels = jnp.where(labels > 2, labels + classes, labels)
+    where = jnp.asarray([r.keep for r in rows])
+
+    def total(z):
+        losses = js.cross_entropy(z, labels, where=where)
+        return losses.sum(), losses
+
+    gradient, losses = jax.grad(total, has_aux=True)(z)
+    close(losses, [r.loss for r in rows])
+    want = padded([r.gradient for r in rows], 0)
+    want = jnp.where(jnp.isnan(want).any(-1, keepdims=True), NAN, want)
+    close(np.float32(gradient), want)
+
+
 def test_where_along_the_class_axis():
     z = jnp.array([[1.0, NAN, 2.0], [INF, NAN, -INF]])
     keep = jnp.array([[True, False, True], [False, False, False]])

@@ -1,0 +1,77 @@
+"""Probabilities in one kernel of an accelerator, which reads a row once.
+
+XLA for a GPU fuses a softmax whole where rows are short and all that reduces them are
+plain sums: so these add up plainly, and what that loses is put right or does not count.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from jax_softmax import _checks as checks
+from jax_softmax._exponential import RAISED, shifted_exp
+from jax_softmax._partition import gap
+from jax_softmax._platform import by_platform
+
+GPU_BLOCK = 2**10  # classes: with more, XLA at times splits the kernel
+
+
+class Shares(NamedTuple):
+    """How a row's probability is shared, in at least float32."""
+
+    log_probs: Float[Array, "*batch classes"]
+    probs: Float[Array, "*batch classes"]
+
+
+def in_one_kernel(z: Float[Array, "*batch classes"], shares: Shares) -> Shares:
+    """The shares of z, made again where one kernel is enough for each."""
+
+    def kept(z: Array, *shares: Array) -> Shares:
+        return Shares(*shares)
+
+    def narrow(z: Array, *_: Array) -> Shares:
+        return _of_16_bits(z)
+
+    def on_gpu(z: Array, log_probs: Array, _: Array) -> Shares:
+        return Shares(log_probs, _adding_up_to_1(z))
+
+    if z.dtype.itemsize == 2:
+        return by_platform(z, *shares, cpu=kept, default=narrow)
+    if z.shape[-1] <= GPU_BLOCK:
+        return by_platform(z, *shares, cpu=kept, gpu=on_gpu, default=kept)
+    return shares
+
+
+def _adding_up_to_1(z: Array) -> Array:
+    """exp(z - max) over the sum of them all, corrected by what then is missing of 1.
+
+        p = w + w (1 - sum of w),   w = exp(z - max) / sum
+
+    What the first sum and the quotient have lost, the second sum finds: of multiples of
+    the last place of 2, which add up without rounding, and of what they leave. All is
+    2^RAISED times too large meanwhile, so that no correction underflows.
+    """
+    one = 2.0**RAISED
+    top = z.max(-1, keepdims=True)
+    exp = shifted_exp(z, top, raised=RAISED)
+    w = exp * (one / exp.sum(-1, keepdims=True))
+    # Not a constant, or XLA takes w for (w + two) - two.
+    two = jnp.where(top > -jnp.inf, 2 * one, one).astype(z.dtype)
+    coarse = (w + two) - two
+    missing = one - coarse.sum(-1, keepdims=True)
+    missing = missing - (w - coarse).sum(-1, keepdims=True)
+    return (w + w * (missing / one)) / one
+
+
+def _of_16_bits(z: Array) -> Shares:
+    """Both will be rounded to 16 bits, beside which no other rounding counts."""
+    z = checks.wide(z)
+    top = z.max(-1, keepdims=True)
+    is_top, distance = z == top, gap(z, top)
+    exp = jnp.exp(-distance)
+    tops = is_top.sum(-1, keepdims=True, dtype=z.dtype)
+    tail = jnp.where(is_top, 0, exp).sum(-1, keepdims=True) + (tops - 1)
+    log_probs = -(distance + jnp.log1p(tail))
+    return Shares(log_probs, exp / exp.sum(-1, keepdims=True))
