@@ -64,18 +64,17 @@ def _sum_of_pairs(terms: Array, marked: bool) -> Sums:
         total, rounding = two_sum(one, other)
         return total, rounding + (lost + more_lost), *count
 
-    if terms.shape[-1] == 1:  # JAX and XLA leave a reduction of one number out
-        one, zero = terms[..., 0], jnp.zeros_like(terms[..., 0])
-        high, low, *count = add((one, zero, zero), (zero, zero, zero))
-        return high, low, count[0] if marked else zero
     # Chosen, though never, from terms: within a scan, reverse mode leaves out this rule
     # where it is differentiated again, and JAX's own wants a tangent of every operand.
     never = jnp.zeros(terms.shape, bool)
     least = [0.0, -0.0, 0.0] if marked else [0.0, -0.0]  # compilers add no -0
     starts = tuple(np.array(number, terms.dtype) for number in least)
     rest = [jnp.where(never, terms, start) for start in starts[1:]]
-    last = terms.ndim - 1
-    high, low, *count = lax.reduce((terms, *rest), starts, add, (last,))
+    if terms.shape[-1] == 1:  # which a reduction leaves as it is
+        only = [of_row[..., 0] for of_row in (terms, *rest)]
+        high, low, *count = add(only, [jnp.zeros_like(number) for number in only])
+    else:
+        high, low, *count = lax.reduce((terms, *rest), starts, add, (terms.ndim - 1,))
     low = jnp.where(jnp.isfinite(high), low, 0)
     return high, low, count[0] if marked else jnp.zeros_like(high)
 
@@ -108,7 +107,6 @@ def others_sum(exp_and_top: ExpAndTop, z: Array, top_exp: Array) -> Sums:
 
     A CPU may have a top as top_exp, [*batch, 1], in the sum instead of counting it.
     """
-
     exp_and_top = traced_once()(exp_and_top)
 
     def fused(z: Array) -> Sums:

@@ -58,6 +58,12 @@ def test_sums_of_either_sign(n, place, request):
     assert (abs(np.asarray(got) - exact) <= np.spacing(abs(terms).sum(-1))).all()
 
 
+@pytest.mark.usefixtures("elsewhere")
+def test_infinite_sums_on_accelerators():
+    for row in ([np.inf], [np.inf, 1.0], [-np.inf] + 20 * [1.0]):
+        assert compensated_sum(jnp.array([row])) == sum(row)
+
+
 @settings(max_examples=60, deadline=None)
 @given(ROWS)
 def test_two_halves_merge_into_the_row(row):
