@@ -39,7 +39,8 @@ def in_one_kernel(z: Float[Array, "*batch classes"], shares: Shares) -> Shares:
 
     if z.dtype.itemsize == 2:
         return by_platform(z, *shares, cpu=kept, default=narrow)
-    if z.shape[-1] <= GPU_BLOCK:
+    one_row = all(size == 1 for size in z.shape[:-1])  # which XLA never fuses whole
+    if z.shape[-1] <= GPU_BLOCK and not one_row:
         return by_platform(z, *shares, cpu=kept, gpu=on_gpu, default=kept)
     return shares
 
@@ -57,8 +58,8 @@ def _adding_up_to_1(z: Array) -> Array:
     top = z.max(-1, keepdims=True)
     exp = shifted_exp(z, top, raised=RAISED)
     w = exp * (one / exp.sum(-1, keepdims=True))
-    # Not a constant, or XLA takes w for (w + two) - two.
-    two = jnp.where(top > -jnp.inf, 2 * one, one).astype(z.dtype)
+    # No constant, nor one number for a row, or XLA takes w for (w + two) - two.
+    two = jnp.maximum(2 * one, w)
     coarse = (w + two) - two
     missing = one - coarse.sum(-1, keepdims=True)
     missing = missing - (w - coarse).sum(-1, keepdims=True)

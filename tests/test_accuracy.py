@@ -252,6 +252,14 @@ def test_the_loops_of_accelerators(promise):
         within(errors, c.names, BOUNDS[promise])
 
 
+@pytest.mark.usefixtures("elsewhere")
+def test_a_row_at_a_time_on_accelerators():
+    """XLA fuses one row otherwise than many."""
+    for n in (10, 1000):
+        c = case(n)
+        within(softmax(c, ROADS["scan"]), c.names, BOUNDS[softmax])
+
+
 @pytest.mark.parametrize("promise", BOUNDS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("n", [2, 10])
 def test_thousands_of_rows(n, promise):
