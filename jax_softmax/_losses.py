@@ -260,7 +260,7 @@ def nll_and_grad(
     loss = (max - z[y]) + log1p(tail)          two terms >= 0: nothing cancels
     d loss / d z_j = exp(z_j - max) / (1 + tail),   minus the others' at the label
     """
-    part, probs = partition_and_probability(z, shards, True)
+    part, probs = partition_and_probability(z, shards, rounds=True)
     known, column = shards.has(labels), shards.column(labels)
     z_label = shards.sum(checks.wide(at_label(z, column)))
     loss = jnp.where(known, gap(z_label, part.max) + log1p(part.tail), jnp.nan)

@@ -110,7 +110,7 @@ def partition_and_exp(z: Float[Array, "*batch classes"]) -> tuple[Partition, Arr
 
 
 def partition_and_probability(
-    z: Float[Array, "*batch classes"], shards: Shards, rounds: bool
+    z: Float[Array, "*batch classes"], shards: Shards, *, rounds: bool
 ) -> tuple[Partition, Array]:
     """The partition, and exp(z - max) / (1 + tail), which may be rounded to the type of
     z later on; over devices, two numbers travel for each row."""

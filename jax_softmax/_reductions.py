@@ -164,7 +164,7 @@ def normalized(
     All are as wide as sums are, also where z is narrower. Those of single classes are
     right to more than the type of z only if they are not to be rounded to it.
     """
-    part, probs = partition_and_probability(z, shards, rounds)
+    part, probs = partition_and_probability(z, shards, rounds=rounds)
     wide, column = checks.wide(z), part.column
     shares = Shares(-(gap(wide, column.max) + log1p(column.tail)), probs)
     if rounds and shards.alone:
