@@ -48,8 +48,9 @@ class TemperatureScaling(NamedTuple):
         A class that is ruled out (-inf) remains so, also at T = inf.
         """
         z = _wide(logits)
-        certain = self.temperature == 0
-        scaled = z / jnp.where(certain, 1, self.temperature)
+        temperature = checks.scalar("temperature", self.temperature)
+        certain = temperature == 0
+        scaled = z / jnp.where(certain, 1, temperature)
         limit = jnp.where(z == z.max(-1, keepdims=True), 0, -jnp.inf)
         return jnp.where(certain, limit, jnp.where(jnp.isinf(z), z, scaled))
 
@@ -68,8 +69,8 @@ def temperature_scaling(
         d loss / d s = mean(<softmax(s z), z> - z[y]) = 0
 
     Newton's method in log(s), kept in a bracket that is halved where a step would leave
-    it or be slow. No row's most likely class changes, and so no accuracy. (Guo et al.,
-    "On calibration of modern neural networks", 2017.)
+    it or be slow. No row's most likely class changes, and so no accuracy, unless T is
+    inf. (Guo et al., "On calibration of modern neural networks", 2017.)
 
     Args:
         logits: of rows that the model was not trained on; -inf rules a class out.
@@ -98,8 +99,8 @@ def temperature_scaling(
 
 
 @traced_once()
-def _temperature(logits: Array, labels: Array, where: Array) -> TemperatureScaling:
-    z, labels, keep = _held_out(logits, labels, where)
+def _temperature(logits: Array, labels: Array, keep: Array) -> TemperatureScaling:
+    z, labels = _held_out(logits, labels, keep)
     known, column = known_label(labels, z.shape[-1])
     own = at_label(z, column)[..., None]
     above = jnp.where(z == own, 0, z - own)
@@ -160,8 +161,9 @@ class VectorScaling(NamedTuple):
         """The rescaled logits. A class that is ruled out (-inf) remains so."""
         z = _wide(logits)
         checks.same_shape("w", self.w, z.shape[-1:])
+        w, b = (jnp.broadcast_to(leaf, z.shape) for leaf in self)
         possible = z != -jnp.inf
-        return jnp.where(possible, self.w * jnp.where(possible, z, 0) + self.b, z)
+        return jnp.where(possible, w * jnp.where(possible, z, 0) + b, z)
 
 
 def vector_scaling(
@@ -208,8 +210,8 @@ def vector_scaling(
 
 
 @traced_once(static_argnames="l2")
-def _vectors(logits: Array, labels: Array, where: Array, l2: float) -> VectorScaling:
-    z, labels, keep = _held_out(logits, labels, where)
+def _vectors(logits: Array, labels: Array, keep: Array, l2: float) -> VectorScaling:
+    z, labels = _held_out(logits, labels, keep)
     classes = z.shape[-1]
     rows, labels, keep = z.reshape(-1, classes), labels.reshape(-1), keep.reshape(-1)
     shards = Shards.whole(classes)
@@ -230,7 +232,10 @@ def _vectors(logits: Array, labels: Array, where: Array, l2: float) -> VectorSca
         hessian = lax.stop_gradient(_hessian(residual, x, share, labels))
         hessian += l2 * jnp.eye(2 * classes, dtype=z.dtype)
         unit = 1 / jnp.sqrt(jnp.diag(hessian))  # in which H has a diagonal of ones
-        step = jnp.linalg.solve(unit[:, None] * hessian * unit, unit * gradient) * unit
+        step = (
+            jnp.linalg.solve(unit[:, None] * hessian * unit[None], unit * gradient)
+            * unit
+        )
         return value, step, jnp.vdot(gradient, step)
 
     def far(descent: _Descent) -> Array:
@@ -323,7 +328,6 @@ def _checked(
     return logits, labels, checks.row_mask("where", where, batch)
 
 
-def _held_out(logits: Array, labels: Array, where: Array) -> tuple[Array, Array, Array]:
+def _held_out(logits: Array, labels: Array, keep: Array) -> tuple[Array, Array]:
     """Dropped rows are made harmless, and their labels known."""
-    z, keep = kept_rows(checks.wide(logits), where)
-    return z, jnp.where(keep, labels, 0), keep
+    return kept_rows(checks.wide(logits), keep), jnp.where(keep, labels, 0)

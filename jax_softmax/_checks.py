@@ -3,6 +3,7 @@
 import math
 import reprlib
 from numbers import Integral, Real
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,13 @@ from jax_softmax._shards import AxisName, Shards
 
 
 def floating(name: str, value: ArrayLike) -> Array:
-    """A floating-point array."""
+    """A floating-point array of at least 16 bits."""
     array = array_of(name, value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(f"{name} must be real, got {array.dtype}")
+    if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize < 2:
         raise TypeError(
-            f"{name} must be floating point, got {array.dtype}: "
+            f"{name} must be floating point, of 16 bits or more, got {array.dtype}: "
             f"convert with {name}.astype(jnp.float32)"
         )
     return array
@@ -39,16 +42,22 @@ def class_ids(name: str, value: ArrayLike, batch: tuple[int, ...]) -> Array:
     """Integer labels, one for each row."""
     array = array_of(name, not_wrapped(value))
     if not jnp.issubdtype(array.dtype, jnp.integer):
+        remedy = f"convert with {name}.astype(int)"
+        if array.ndim > len(batch):
+            remedy = "target distributions go to cross_entropy_with_probs"
         raise TypeError(
-            f"{name} must be integer class ids, got {array.dtype}"
-            + (
-                ": target distributions go to cross_entropy_with_probs"
-                if jnp.issubdtype(array.dtype, jnp.floating)
-                else ""
-            )
+            f"{name} must be integer class ids, got {array.dtype}: {remedy}"
         )
     same_shape(name, array, batch)
-    return array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
+    return _in_32_bits(array)
+
+
+def _in_32_bits(ids: Array) -> Array:
+    """As int32. An id that this does not hold is no class, and becomes none."""
+    if ids.dtype.itemsize >= 4 and ids.dtype != jnp.int32:
+        own, limits = jnp.iinfo(ids.dtype), jnp.iinfo(jnp.int32)
+        ids = jnp.clip(ids, max(own.min, limits.min), min(own.max, limits.max))
+    return ids.astype(jnp.int32)
 
 
 def examples(
@@ -172,6 +181,29 @@ def functions(**values: object) -> None:
             raise TypeError(f"{name} must be a function, got {type(value).__name__}")
 
 
+def trainable(model: Any) -> None:
+    """A pytree of floating-point arrays."""
+    for leaf in jax.tree.leaves(model):
+        floating("each array of the model", leaf)
+
+
+def has_logits(model: Any) -> None:
+    """What evaluation asks of a model."""
+    if not callable(getattr(model, "logits", None)):
+        raise TypeError(
+            "model must have a method logits(x), as SoftmaxRegression has, "
+            f"got {type(model).__name__}"
+        )
+
+
+def optimizer(name: str, value: Any) -> None:
+    """One of optax's."""
+    if not hasattr(value, "update"):
+        raise TypeError(
+            f"{name} must be one of optax's, such as optax.sgd(0.1), got {value!r}"
+        )
+
+
 def one_key(name: str, value: Array) -> None:
     """One PRNG key, typed or raw."""
     kind = getattr(value, "dtype", None)
@@ -216,14 +248,14 @@ def shards(axis_name: AxisName | None, here: int, classes: int | None) -> Shards
                 f"axis_name must name mesh axes of the jax.shard_map around, "
                 f"got {axis_name!r}"
             )
-    if classes is not None:
-        classes = integer("classes", classes)
-    if classes is not None and not 1 <= classes <= here * devices:
+    columns = here * devices
+    classes = columns if classes is None else integer("classes", classes)
+    if not 1 <= classes <= columns:
         raise ValueError(
-            f"classes must be in [1, {here * devices}], as many as there are columns "
-            f"on {devices} device(s), got {classes}"
+            f"classes must be in [1, {columns}], as many as there are columns on "
+            f"{devices} device(s), got {classes}"
         )
-    return Shards(axis_name, here, devices, classes or here * devices)
+    return Shards(axis_name, here, devices, classes)
 
 
 def array_of(name: str, value: ArrayLike) -> Array:

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Integer, Key
 
 from jax_softmax import _checks as checks
 from jax_softmax._losses import at_label
-from jax_softmax._reliability import scored_rows
+from jax_softmax._reliability import ScoredRows, scored_rows
+from jax_softmax._tracing import traced_once
 
 COARSE_PARTS = 2**15  # of a rate that has too many digits for 32-bit arithmetic
 
@@ -63,19 +64,22 @@ def conformal_threshold(
     0.7 [[False  True]
      [False False]]
     """
-    miss_rate = checks.number("miss_rate", miss_rate)
-    if not 0 < miss_rate < 1:
+    if not 0 < checks.number("miss_rate", miss_rate) < 1:
         raise ValueError(f"miss_rate must be in (0, 1), got {miss_rate}")
-    rate = Fraction(str(float(miss_rate)))
+    rate = Fraction(str(miss_rate))
     if rate.numerator * rate.denominator >= 2**31:
         rate = Fraction(math.floor(rate * COARSE_PARTS), COARSE_PARTS)
     rows = scored_rows("scores", scores, labels, where)
+    return _threshold(rows, rate.numerator, rate.denominator)
+
+
+@traced_once(static_argnums=(1, 2))
+def _threshold(rows: ScoredRows, numerator: int, denominator: int) -> Array:
     own = jnp.where(rows.keep, at_label(rows.scores, rows.labels), jnp.inf)
-    whole, rest = jnp.divmod(rows.keep.sum() + 1, rate.denominator)
-    rank = whole * rate.numerator + rest * rate.numerator // rate.denominator
+    whole, rest = jnp.divmod(rows.keep.sum() + 1, denominator)
+    rank = whole * numerator + rest * numerator // denominator
     ranked = jnp.concatenate((jnp.full(1, -jnp.inf, own.dtype), jnp.sort(own)))
-    sound = ~jnp.isnan(rows.weight).any()
-    return jnp.where(sound, ranked[rank], jnp.nan)
+    return jnp.where(rows.sound, ranked[rank], jnp.nan)
 
 
 def adaptive_scores(

@@ -7,11 +7,12 @@ may be more or fewer decisions than classes.
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer, Real
 
 from jax_softmax import _checks as checks
 from jax_softmax._losses import at_label, known_label
-from jax_softmax._reliability import scored_rows
+from jax_softmax._reliability import ScoredRows, scored_rows
+from jax_softmax._tracing import traced_once
 
 NO_DECISION = -1
 
@@ -48,7 +49,7 @@ def least_cost_decision(
     probs: Float[ArrayLike, "*batch classes"],
     costs: Float[ArrayLike, "classes decisions"],
     *,
-    abstention_cost: Float[ArrayLike, ""] | float | None = None,
+    abstention_cost: Real[ArrayLike, ""] | float | None = None,
 ) -> Integer[Array, "*batch"]:
     """The decision of least expected cost, or none where that costs less.
 
@@ -99,7 +100,7 @@ def least_cost_decision(
     decided = ~jnp.isnan(least)
     if abstention_cost is not None:
         price = checks.scalar("abstention_cost", abstention_cost)
-        decided = decided & (least <= price)
+        decided = decided & (least <= price.astype(least.dtype))
     return jnp.where(decided, expected.argmin(-1), NO_DECISION)
 
 
@@ -108,7 +109,7 @@ def decision_costs(
     labels: Integer[ArrayLike, "*batch"],
     costs: Float[ArrayLike, "classes decisions"],
     *,
-    abstention_cost: Float[ArrayLike, ""] | float | None = None,
+    abstention_cost: Real[ArrayLike, ""] | float | None = None,
 ) -> Float[Array, "*batch"]:
     """What the decisions cost, now that the labels are known.
 
@@ -140,7 +141,7 @@ def decision_costs(
     cost = jnp.where(decided, table[i, j], jnp.nan)
     if abstention_cost is not None:
         price = checks.scalar("abstention_cost", abstention_cost)
-        cost = jnp.where(decisions == NO_DECISION, price, cost)
+        cost = jnp.where(decisions == NO_DECISION, price.astype(cost.dtype), cost)
     return jnp.where(known, cost, jnp.nan)
 
 
@@ -172,14 +173,21 @@ def top_k_accuracy(
     1.0
     """
     rows = scored_rows("scores", scores, labels, where)
-    x, classes = rows.scores, rows.scores.shape[-1]
-    k = checks.integer("k", k)
+    k, classes = checks.integer("k", k), rows.scores.shape[-1]
     if not 1 <= k <= classes:
         raise ValueError(f"k must be in [1, {classes}], got {k}")
-    own = at_label(x, rows.labels)[:, None]
-    ahead = (x > own) | (x == own) & (jnp.arange(classes) < rows.labels[:, None])
-    hit = jnp.where(ahead.sum(-1) < k, rows.weight, 0)
-    return hit.sum() / rows.weight.sum()
+    return _top_k_accuracy(rows, k)
+
+
+@traced_once(static_argnums=1)
+def _top_k_accuracy(rows: ScoredRows, k: int) -> Array:
+    x = rows.scores
+    own, label = at_label(x, rows.labels)[:, None], rows.labels[:, None]
+    ids = jnp.arange(x.shape[-1], dtype=label.dtype)[None]
+    ahead = (x > own) | (x == own) & (ids < label)
+    hits = ((ahead.sum(-1) < k) & rows.keep).sum()
+    rate = hits.astype(x.dtype) / rows.keep.sum().astype(x.dtype)
+    return jnp.where(rows.sound, rate, jnp.nan)
 
 
 def confusion_matrix(

@@ -1,6 +1,7 @@
 """Distributions that say what they are, and what the formulas need to know of one."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jax_softmax._entries import row_entry
 from jax_softmax._partition import compensated_sum, gap, log1p
 from jax_softmax._reductions import normalized
 from jax_softmax._shards import Shards
+from jax_softmax._tracing import traced_once
 
 
 class Logits(NamedTuple):
@@ -53,10 +55,15 @@ class Law(NamedTuple):
     log_total: Array  # log(1 / the largest probability)
 
 
-def kept(
-    where: Bool[ArrayLike, "..."] | None, event_rank: int, **given: Distribution
-) -> tuple[list[Distribution], Array]:
-    """Distributions of one shape and type, dropped ones made harmless, and the mask."""
+def of_kept(
+    value: Callable[..., Array],
+    where: Bool[ArrayLike, "..."] | None,
+    *,
+    unit: float = 1.0,
+    event_rank: int = 1,
+    **given: Distribution,
+) -> Array:
+    """value(distributions of one shape and type) / unit, and 0 for dropped ones."""
     arrays = []
     for name, p in given.items():
         if not isinstance(p, Logits | Probs):
@@ -64,21 +71,36 @@ def kept(
                 f"{name} must say what it is, Logits(x) or Probs(x), "
                 f"got {type(p).__name__}"
             )
+        name = f"{name}.{p._fields[0]}"
         x = checks.scores(name, p[0])
         if x.ndim < event_rank:
             raise ValueError(f"{name} must be a table of two axes, got shape {x.shape}")
         if arrays:
             checks.same_shape(name, x, arrays[0].shape)
         arrays.append(x)
-    shape, wide = arrays[0].shape, checks.accumulation_dtype(*arrays)
-    keep = checks.row_mask("where", where, shape[:-event_rank])
-    over = keep.reshape(keep.shape + (1,) * event_rank)
+    keep = checks.row_mask("where", where, arrays[0].shape[:-event_rank])
+    checked = [type(p)(x) for p, x in zip(given.values(), arrays, strict=True)]
+    return _of_kept(value, unit, event_rank, keep, *checked)
+
+
+@traced_once(static_argnums=(0, 1, 2))
+def _of_kept(
+    value: Callable[..., Array],
+    unit: float,
+    event_rank: int,
+    keep: Array,
+    *given: Distribution,
+) -> Array:
+    axes = tuple(range(-event_rank, 0))
+    over = jnp.expand_dims(keep, axes)
+    arrays = [jnp.asarray(p[0]) for p in given]
+    wide = checks.accumulation_dtype(*arrays)
     ready = [
         type(p)(jnp.where(over, x.astype(wide), 1))
-        for p, x in zip(given.values(), arrays, strict=True)
+        for p, x in zip(given, arrays, strict=True)
     ]
-    axes = tuple(range(-event_rank, 0))
-    return [p if isinstance(p, Logits) else _summable(p, axes) for p in ready], keep
+    ready = [p if isinstance(p, Logits) else _summable(p, axes) for p in ready]
+    return jnp.where(keep, value(*ready), 0) / unit
 
 
 def _summable(p: Probs, axes: tuple[int, ...]) -> Probs:
@@ -117,7 +139,9 @@ def _law_of_weights(weights: Array) -> Law:
 
     near = 2 * one > top
     close = log1p(jnp.where(near, (top - one) / one, 0))
-    drops = jnp.where(near, close, jnp.log(jnp.where(near, 1, top / one)))
+    ratio = jnp.where(near, 1, top / one)
+    far = jnp.where(jnp.isinf(ratio), jnp.log(top) - jnp.log(one), jnp.log(ratio))
+    drops = jnp.where(near, close, far)
     drops = jnp.where(ruled_out, jnp.inf, drops)
     log_total = log1p(rest / top)
     log_probs = moving_as(scores - jnp.log(top + rest), -(drops + log_total))

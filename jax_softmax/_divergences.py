@@ -20,9 +20,9 @@ from jax_softmax._distributions import (
     Law,
     Logits,
     Probs,
-    kept,
     law,
     moving_as,
+    of_kept,
     product,
     score_slope,
     with_slopes,
@@ -64,13 +64,7 @@ def cross_entropy_between(
     >>> print(cross_entropy_between(labels, preds).mean())
     0.94856
     """
-    unit = nats_in(base)
-    (p, q), keep = kept(where, 1, p=p, q=q)
-    a, b = law(p), law(q)
-    mean, slope = mean_surprise(a, b)
-    slopes = slope, _excess(a.probs, b.probs, _log_ratio(p, q, a, b))
-    ce = with_slopes(mean, slopes, a.scores, b.scores)
-    return jnp.where(keep, ce, 0) / unit
+    return of_kept(_cross_entropy, where, unit=nats_in(base), p=p, q=q)
 
 
 def kl_divergence(
@@ -119,11 +113,7 @@ def kl_divergence(
     >>> print(*(f"{value:.3f}" for value in kl))
     0.500 0.500 0.318 0.807
     """
-    unit = nats_in(base)
-    (p, q), keep = kept(where, 1, p=p, q=q)
-    a, b = law(p), law(q)
-    kl = _divergence(a, b.probs, _log_ratio(p, q, a, b), b.scores)
-    return jnp.where(keep, kl, 0) / unit
+    return of_kept(_kl, where, unit=nats_in(base), p=p, q=q)
 
 
 def js_divergence(
@@ -159,20 +149,7 @@ def js_divergence(
     >>> print(js_divergence(p, q, base=2))
     1.0
     """
-    unit = nats_in(base)
-    (p, q), keep = kept(where, 1, p=p, q=q)
-    a, b = law(p), law(q)
-    d = _log_ratio(p, q, a, b)
-    less = _expm1(-jnp.abs(d))
-    h = -jnp.sign(d) * less / (2 + less)
-    mean = (a.probs + b.probs) / 2
-    value = lax.stop_gradient(compensated_sum(product(mean, _two_sided(h))))
-    slopes = (
-        score_slope(a.probs, _to_halfway(jnp.where(a.probs == 0, 0, d))) / 2,
-        score_slope(b.probs, _to_halfway(jnp.where(b.probs == 0, 0, -d))) / 2,
-    )
-    js = with_slopes(value, slopes, a.scores, b.scores)
-    return jnp.where(keep, js, 0) / unit
+    return of_kept(_js, where, unit=nats_in(base), p=p, q=q)
 
 
 def mutual_information(
@@ -193,8 +170,9 @@ def mutual_information(
         where: tables to keep. A dropped one is 0 and has gradient exactly 0.
 
     Returns:
-        I >= 0, within 8 ULP of Logits, and gradient entries within 8 of the table's
-        largest; of Probs, their own rounding adds up to 1e-6 sqrt(I).
+        I >= 0, within 8 ULP of Logits, and gradient entries within 8 of the largest
+        p_xy |log(p_xy / (p_x p_y))|; of Probs, their own rounding adds up to
+        1e-6 sqrt(I).
 
     Raises:
         TypeError: joint does not say what it is, or is not floating point, or base no
@@ -206,8 +184,36 @@ def mutual_information(
     >>> print(f"{mutual_information(table, base=2):.6f}")
     0.007403
     """
-    unit = nats_in(base)
-    (joint,), keep = kept(where, 2, joint=joint)
+    return of_kept(_mutual, where, unit=nats_in(base), event_rank=2, joint=joint)
+
+
+def _cross_entropy(p: Distribution, q: Distribution) -> Array:
+    a, b = law(p), law(q)
+    mean, slope = mean_surprise(a, b)
+    slopes = slope, _excess(a.probs, b.probs, _log_ratio(p, q, a, b))
+    return with_slopes(mean, slopes, a.scores, b.scores)
+
+
+def _kl(p: Distribution, q: Distribution) -> Array:
+    a, b = law(p), law(q)
+    return _divergence(a, b.probs, _log_ratio(p, q, a, b), b.scores)
+
+
+def _js(p: Distribution, q: Distribution) -> Array:
+    a, b = law(p), law(q)
+    d = _log_ratio(p, q, a, b)
+    less = _expm1(-jnp.abs(d))
+    h = -jnp.sign(d) * less / (2 + less)
+    mean = (a.probs + b.probs) / 2
+    value = lax.stop_gradient(compensated_sum(product(mean, _two_sided(h))))
+    slopes = (
+        score_slope(a.probs, _to_halfway(jnp.where(a.probs == 0, 0, d))) / 2,
+        score_slope(b.probs, _to_halfway(jnp.where(b.probs == 0, 0, -d))) / 2,
+    )
+    return with_slopes(value, slopes, a.scores, b.scores)
+
+
+def _mutual(joint: Distribution) -> Array:
     table = jnp.asarray(joint[0])
     a = law(type(joint)(flat(table)))
     p = a.probs.reshape(table.shape)
@@ -227,8 +233,7 @@ def mutual_information(
     for axis, one in 2 * ((-1, one_x), (-2, one_y)):
         mean = _excess(p, product_probs, d).sum(axis, keepdims=True) / one
         d = jnp.where(jnp.isfinite(d), d - jnp.log1p(mean), d)
-    mi = _divergence(a, flat(product_probs), flat(moving_as(like, d)))
-    return jnp.where(keep, mi, 0) / unit
+    return _divergence(a, flat(product_probs), flat(moving_as(like, d)))
 
 
 def _divergence(p: Law, q: Array, d: Array, *q_scores: Array) -> Array:

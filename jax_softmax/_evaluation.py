@@ -30,8 +30,9 @@ def evaluate(
 
     Raises:
         ValueError: no rows, or not as many labels as rows.
-        TypeError: x or labels are no numbers.
+        TypeError: x or labels are no numbers, or model has no method logits(x).
     """
+    checks.has_logits(model)
     checks.functions(transform=transform)
     x, labels = checks.examples("x", x, "labels", labels)
     return _evaluate(model, x, labels, transform)
@@ -43,7 +44,7 @@ def _evaluate(
 ) -> tuple[Array, Array]:
     logits = _logits(model, x, transform)
     loss = cross_entropy(logits, labels).mean()
-    accuracy = (logits.argmax(-1) == labels).mean()
+    accuracy = (logits.argmax(-1).astype(labels.dtype) == labels).mean()
     return loss, jnp.where(jnp.isnan(loss), jnp.nan, accuracy)
 
 

@@ -167,9 +167,9 @@ class FullBatch:
             block = _matmul((weights[:, None] * features).T, features)
             diagonal = jnp.diag(block) + penalty
             floor = eps * len(v) * diagonal.max() + tiny
-            factor = jnp.linalg.cholesky(block + (penalty + floor) * eye)
+            factor = jnp.linalg.cholesky(block + jnp.diag(penalty + floor))
             inverse = solve_triangular(factor, eye, lower=True)
-            plain = eye / jnp.sqrt(diagonal + floor)
+            plain = jnp.diag(1 / jnp.sqrt(diagonal + floor))
             inverse = jnp.where(jnp.isfinite(inverse).all(), inverse, plain)
             return factors.at[index].set(inverse)
 
@@ -258,7 +258,7 @@ class Outcome(NamedTuple):
 
 def outcome(z: RowLogits, labels: Int[Array, " rows"]) -> Outcome:
     """The outcome of logits; labels that are no class make NaN."""
-    at_the_label = jnp.arange(z.shape[1], dtype=labels.dtype) == labels[:, None]
+    at_the_label = jnp.arange(z.shape[1], dtype=labels.dtype)[None] == labels[:, None]
     top = z.max(1, keepdims=True)
     e = jnp.exp(z - top)
     others = jnp.sum(jnp.where(at_the_label, 0, e), 1, keepdims=True)
@@ -273,7 +273,7 @@ def outcome(z: RowLogits, labels: Int[Array, " rows"]) -> Outcome:
 
 
 def _affine(features: Array, v: Parameters) -> Array:
-    return _matmul(features, v[:-1]) + v[-1]
+    return _matmul(features, v[:-1]) + v[-1:]
 
 
 def _transposed(features: Array, r: Array) -> Parameters:

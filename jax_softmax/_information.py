@@ -21,8 +21,8 @@ from jax_softmax import _checks as checks
 from jax_softmax._distributions import (
     Distribution,
     Law,
-    kept,
     law,
+    of_kept,
     product,
     score_slope,
     with_slopes,
@@ -64,9 +64,7 @@ def entropy(
     >>> print(f"{entropy(Probs(jnp.full(64, 1 / 64)), base=2):.5g}")
     6
     """
-    unit = nats_in(base)
-    (p,), keep = kept(where, 1, p=p)
-    return jnp.where(keep, _entropy(law(p)), 0) / unit
+    return of_kept(_entropy, where, unit=nats_in(base), p=p)
 
 
 def perplexity(
@@ -92,12 +90,7 @@ def perplexity(
     >>> print(f"{perplexity(Probs(jnp.array([0.5, 0.25, 0.25]))):.5g}")
     2.8284
     """
-    (p,), keep = kept(where, 1, p=p)
-    a = law(p)
-    value = jnp.exp(compensated_sum(product(a.probs, a.drops))) / a.probs.max(-1)
-    nats = _entropy(a)
-    moving = lax.stop_gradient(value) * jnp.exp(nats - lax.stop_gradient(nats))
-    return jnp.where(keep, moving, 0)
+    return of_kept(_perplexity, where, p=p)
 
 
 def conditional_entropy(
@@ -138,23 +131,15 @@ def conditional_entropy(
     """
     if given not in (-2, -1):
         raise ValueError(f"given must be -2 (rows) or -1 (columns), got {given}")
-    unit = nats_in(base)
-    (joint,), keep = kept(where, 2, joint=joint)
-    kind, table = type(joint), jnp.asarray(joint[0])
-    table = table if given == -2 else table.swapaxes(-2, -1)
-    cells = law(kind(flat(table)))
-    possible = (cells.probs.reshape(table.shape) > 0).any(-1, keepdims=True)
-    surprise = -flat(law(kind(jnp.where(possible, table, 1))).log_probs)
-    mean = lax.stop_gradient(compensated_sum(product(cells.probs, surprise)))
-    h = with_slopes(mean, (score_slope(cells.probs, surprise),), cells.scores)
-    return jnp.where(keep, h, 0) / unit
+    value = _given_rows if given == -2 else _given_columns
+    return of_kept(value, where, unit=nats_in(base), event_rank=2, joint=joint)
 
 
 def nats_in(base: float) -> float:
     """log(base): how many nats one unit of this base is."""
     base = checks.number("base", base)
-    if base <= 0 or base == 1:
-        raise ValueError(f"base must be above 0 and not 1, got {base}")
+    if base <= 1:
+        raise ValueError(f"base must be above 1, got {base}")
     return math.log(base)
 
 
@@ -172,6 +157,30 @@ def mean_surprise(p: Law, q: Law) -> tuple[Array, Array]:
     return lax.stop_gradient(mean), score_slope(p.probs, q.drops)
 
 
-def _entropy(p: Law) -> Array:
+def _entropy(p: Distribution) -> Array:
+    return _own_surprise(law(p))
+
+
+def _own_surprise(p: Law) -> Array:
     mean, slope = mean_surprise(p, p)
     return with_slopes(mean, (slope,), p.scores)
+
+
+def _perplexity(p: Distribution) -> Array:
+    a = law(p)
+    value = jnp.exp(compensated_sum(product(a.probs, a.drops))) / a.probs.max(-1)
+    nats = _own_surprise(a)
+    return lax.stop_gradient(value) * jnp.exp(nats - lax.stop_gradient(nats))
+
+
+def _given_rows(joint: Distribution) -> Array:
+    kind, table = type(joint), jnp.asarray(joint[0])
+    cells = law(kind(flat(table)))
+    possible = (cells.probs.reshape(table.shape) > 0).any(-1, keepdims=True)
+    surprise = -flat(law(kind(jnp.where(possible, table, 1))).log_probs)
+    mean = lax.stop_gradient(compensated_sum(product(cells.probs, surprise)))
+    return with_slopes(mean, (score_slope(cells.probs, surprise),), cells.scores)
+
+
+def _given_columns(joint: Distribution) -> Array:
+    return _given_rows(type(joint)(jnp.swapaxes(joint[0], -2, -1)))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer, Real
 
 from jax_softmax import _checks as checks
 from jax_softmax._entries import is_column, row_entry
@@ -160,11 +160,11 @@ def mean_loss(
     losses: Float[ArrayLike, "*batch"],
     where: Bool[ArrayLike, "*batch"] | None = None,
     *,
-    normalizer: Float[ArrayLike, ""] | float | None = None,
+    normalizer: Real[ArrayLike, ""] | float | None = None,
 ) -> Float[Array, ""]:
     """The mean of the kept losses; 0 with zero gradient when none is kept.
 
-    So it is when the normalizer is 0.
+    0 also when the normalizer is 0.
 
     Args:
         losses: one loss per row.
@@ -197,8 +197,7 @@ def mean_loss(
 def _cross_entropy(
     logits: Array, labels: Array, keep: Array, smoothing: float, shards: Shards
 ) -> Array:
-    z, keep = kept_rows(logits, keep)
-    z = shards.ruled(z)
+    z = shards.ruled(kept_rows(logits, keep))
     loss = nll_and_grad(z, jnp.where(keep, labels, 0), shards)[0]
     if smoothing:
         possible = z > -jnp.inf
@@ -215,7 +214,7 @@ def _cross_entropy(
 def _cross_entropy_with_probs(
     logits: Array, probs: Array, keep: Array, shards: Shards
 ) -> Array:
-    z, keep = kept_rows(logits, keep)
+    z = kept_rows(logits, keep)
     targets = probs.astype(checks.accumulation_dtype(z))
     targets = jnp.where(keep[..., None], targets, 0)
     return jnp.where(keep, _soft_nll(z, targets, shards), 0)
@@ -299,7 +298,6 @@ def known_label(
     return all_here.has(labels), jnp.maximum(all_here.column(labels), 0)
 
 
-def kept_rows(logits: Array, where: ArrayLike | None) -> tuple[Array, Array]:
+def kept_rows(logits: Array, keep: Array) -> Array:
     """Dropped rows become zeros before anything is computed from them."""
-    keep = checks.row_mask("where", where, logits.shape[:-1])
-    return jnp.where(keep[..., None], logits, 0), keep
+    return jnp.where(keep[..., None], logits, 0)

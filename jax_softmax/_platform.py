@@ -36,18 +36,19 @@ def _is_spread(operand: ArrayLike) -> bool:
 
 
 def once(array: Array) -> Array:
-    """An array that XLA for CPU is not to make again for every number it is used for.
+    """An array that XLA for CPU computes once, not again within each loop that uses it.
 
-    What a loop leaves is read from memory; a barrier alone is gone by then.
+    What a loop leaves lies in memory; a barrier alone is gone before loops are fused.
     """
 
     def on_cpu(array: Array) -> Array:
-        def kept(index: Array, array: Array) -> Array:
-            return lax.optimization_barrier((array, index))[0]
-
-        return lax.fori_loop(0, 2, kept, array)
+        return lax.fori_loop(0, 2, _left, array)
 
     return by_platform(array, cpu=on_cpu, default=lambda array: array)
+
+
+def _left(index: Array, array: Array) -> Array:
+    return lax.optimization_barrier((array, index))[0]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Int, Integer
 
 from jax_softmax import _checks as checks
 from jax_softmax._losses import kept_rows, known_label
+from jax_softmax._tracing import traced_once
+
+BLOCK_ROWS = 64
 
 
 class Reliability(NamedTuple):
@@ -52,15 +55,21 @@ def reliability(
     [0. 0. 2. 2.] [0.  0.  0.5 1. ]
     """
     rows = scored_rows("probs", probs, labels, where)
+    bins = checks.at_least(1, "bins", bins)
+    return _reliability(rows, bins, checks.flag("equal_mass", equal_mass))
+
+
+@traced_once(static_argnums=(1, 2))
+def _reliability(rows: "ScoredRows", bins: int, equal_mass: bool) -> Reliability:
     confidence = rows.scores.max(-1)
-    hit = (rows.scores.argmax(-1) == rows.labels).astype(confidence.dtype)
-    index = _bin_of(confidence, rows.keep, bins, equal_mass=equal_mass)
-    count, *sums = (
-        jax.ops.segment_sum(rows.weight * value, index, bins)
-        for value in (jnp.ones_like(hit), confidence, hit)
-    )
-    filled = jnp.where(count == 0, 1, count)
-    return Reliability(count, *(total / filled for total in sums))
+    likeliest = rows.scores.argmax(-1).astype(rows.labels.dtype)
+    hit = (likeliest == rows.labels).astype(confidence.dtype)
+    if equal_mass:
+        index = _equal_mass(confidence, rows.keep, bins)
+    else:
+        index = _equal_width(confidence, bins)
+    found = _means(index, rows.keep, bins, confidence, hit)
+    return Reliability(*(jnp.where(rows.sound, x, jnp.nan) for x in found))
 
 
 def expected_calibration_error(
@@ -176,63 +185,89 @@ def brier_decomposition(
     0.125 0.0 0.5 0.0 0.625
     """
     rows = scored_rows("probs", probs, labels, where)
-    count = rows.weight.sum()
-    weight = rows.weight / count
+    return _brier_parts(rows, checks.at_least(1, "bins", bins))
 
-    def parts(p: Array, y: Array) -> BrierParts:
-        index = _bin_of(p, rows.keep, bins, equal_mass=False)
-        mass, *sums = (
-            jax.ops.segment_sum(weight * value, index, bins)
-            for value in (jnp.ones_like(p), p, y)
-        )
-        forecast, frequency = (s / jnp.where(mass == 0, 1, mass) for s in sums)
-        overall = (weight * y).sum()
+
+@traced_once(static_argnums=1)
+def _brier_parts(rows: "ScoredRows", bins: int) -> BrierParts:
+    count = rows.keep.sum().astype(rows.scores.dtype)
+
+    def parts_of_class(p: Array, y: Array) -> BrierParts:
+        index = _equal_width(p, bins)
+        sizes, forecast, frequency = _means(index, rows.keep, bins, p, y)
+        share, overall = sizes / count, jnp.where(rows.keep, y, 0).sum() / count
         beyond = p - forecast[index]
         within = jnp.square(beyond) - 2 * beyond * (y - frequency[index])
         return BrierParts(
-            (mass * jnp.square(forecast - frequency)).sum(),
-            (mass * jnp.square(frequency - overall)).sum(),
+            (share * jnp.square(forecast - frequency)).sum(),
+            (share * jnp.square(frequency - overall)).sum(),
             overall * (1 - overall),
-            (weight * within).sum(),
+            jnp.where(rows.keep, within, 0).sum() / count,
         )
 
     p = rows.scores
     y = jax.nn.one_hot(rows.labels, p.shape[-1], dtype=p.dtype)
-    found = jax.vmap(parts, in_axes=1)(p, y)
-    return BrierParts(*(jnp.where(count > 0, part.sum(), jnp.nan) for part in found))
+    parts = jax.vmap(parts_of_class, in_axes=1)(p, y)
+    return BrierParts(*(jnp.where(rows.sound, part.sum(), jnp.nan) for part in parts))
 
 
 class ScoredRows(NamedTuple):
     """All batch axes as one, in at least float32, dropped rows made harmless."""
 
     scores: Float[Array, "rows classes"]
-    labels: Integer[Array, " rows"]
+    labels: Int[Array, " rows"]
     keep: Bool[Array, " rows"]
-    weight: Float[Array, " rows"]  # 1 where kept; all NaN if a kept row is unsound
+    sound: Bool[Array, ""]  # no kept row has a NaN, or a label that is no class
 
 
 def scored_rows(
     name: str, scores: ArrayLike, labels: ArrayLike, where: ArrayLike | None
 ) -> ScoredRows:
     """The rows that a mean is taken over."""
-    array = checks.scores(name, scores)
-    batch, classes = array.shape[:-1], array.shape[-1]
-    labels = checks.class_ids("labels", labels, batch).reshape(-1)
-    x, keep = kept_rows(array, where)
-    x, keep = checks.wide(x).reshape(-1, classes), keep.reshape(-1)
+    scores = checks.scores(name, scores)
+    labels = checks.class_ids("labels", labels, scores.shape[:-1])
+    return _scored_rows(
+        scores, labels, checks.row_mask("where", where, scores.shape[:-1])
+    )
+
+
+@traced_once()
+def _scored_rows(scores: Array, labels: Array, keep: Array) -> ScoredRows:
+    classes = scores.shape[-1]
+    x = checks.wide(kept_rows(scores, keep)).reshape(-1, classes)
+    labels, keep = labels.reshape(-1), keep.reshape(-1)
     known, column = known_label(labels, classes)
     sound = (known & ~jnp.isnan(x).any(-1) | ~keep).all()
-    weight = jnp.where(sound, keep.astype(x.dtype), jnp.nan)
-    return ScoredRows(x, column, keep, weight)
+    return ScoredRows(x, column, keep, sound)
 
 
-def _bin_of(value: Array, keep: Array, bins: int, *, equal_mass: bool) -> Array:
-    """Which bin each value in [0, 1] is in."""
-    bins = checks.at_least(1, "bins", bins)
-    if not equal_mass:
-        index = jnp.ceil(value * bins).astype(jnp.int32) - 1
-        return jnp.clip(index, 0, bins - 1)
-    less = jnp.searchsorted(jnp.sort(jnp.where(keep, value, jnp.inf)), value)
+def _means(index: Array, keep: Array, bins: int, *values: Array) -> list[Array]:
+    """How many values each bin keeps, and the means of theirs; 0 of an empty bin.
+
+    Counted in integers, and added up in blocks of few rows: a float32 that single rows
+    are added to ends at 2^24, and is off long before.
+    """
+    count = jax.ops.segment_sum(keep.astype(jnp.int32), index, bins)
+    block = jnp.arange(len(index), dtype=index.dtype) // BLOCK_ROWS
+    blocks = -(-len(index) // BLOCK_ROWS)
+    means = []
+    for value in values:
+        kept = jnp.where(keep, value, 0)
+        parts = jax.ops.segment_sum(kept, block * bins + index, blocks * bins)
+        total = parts.reshape(blocks, bins).sum(0)
+        means.append(total / jnp.maximum(count, 1).astype(total.dtype))
+    return [count.astype(values[0].dtype), *means]
+
+
+def _equal_width(values: Array, bins: int) -> Array:
+    """Bins of equal width on [0, 1], open below and closed above."""
+    index = jnp.ceil(values * bins).astype(jnp.int32) - 1
+    return jnp.clip(index, 0, bins - 1)
+
+
+def _equal_mass(values: Array, keep: Array, bins: int) -> Array:
+    """Bins of equally many values that are kept; equal ones stay together."""
+    less = jnp.searchsorted(jnp.sort(jnp.where(keep, values, jnp.inf)), values)
     whole, rest = jnp.divmod(keep.sum(), bins)
     b = jnp.arange(1, bins)
     first = b * whole + (b * rest + bins - 1) // bins  # ceil(b n / bins), no overflow

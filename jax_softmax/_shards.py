@@ -63,7 +63,7 @@ class Shards(NamedTuple):
 
     def column(self, labels: Array) -> Array:
         """The column of z that a label names, -1 if it names none here."""
-        labels = jnp.where(self.has(labels), labels.astype(jnp.int32), -1)
+        labels = jnp.where(self.has(labels), labels, -1)
         if self.alone:
             return labels
         here = (labels >= self.first) & (labels < self.first + self.here)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Integer, Real
 
 from jax_softmax import _checks as checks
 from jax_softmax._descent import (
@@ -86,8 +86,8 @@ def solve(
     *,
     solver: Solver = "lbfgs",
     l2: float = 0.0,
-    class_weights: Float[ArrayLike, " classes"] | None = None,
-    sample_weights: Float[ArrayLike, " rows"] | None = None,
+    class_weights: Real[ArrayLike, " classes"] | None = None,
+    sample_weights: Real[ArrayLike, " rows"] | None = None,
     intercept: bool = True,
     tolerance: float = 1e-5,
     max_iterations: int = 1000,
@@ -145,9 +145,19 @@ def solve(
     max_iterations = checks.at_least(0, "max_iterations", max_iterations)
     intercept = checks.flag("intercept", intercept)
     checks.functions(transform=transform)
+    if not hasattr(model, "w"):
+        raise TypeError(
+            f"model must be a SoftmaxRegression, got {type(model).__name__}"
+        )
     w, b = checks.floating("w", model.w), checks.floating("b", model.b)
     kind = checks.accumulation_dtype(w)
     x, labels, share = _examples(x, labels, class_weights, sample_weights, w.shape[1])
+    features = jax.eval_shape(transform, x).shape
+    if features[1:] != w.shape[:1] or 0 in w.shape:
+        raise ValueError(
+            "x must become [rows, features], as many as w has and at least one; got "
+            f"{features} from transform, and w of shape {w.shape}"
+        )
     end = _minimise(
         FullBatch(
             x,
@@ -192,9 +202,10 @@ def _settled(batch: FullBatch, s: Search) -> _End:
     v = batch.centred(s.v)
     z = batch.logits(v)
     shift = jnp.where(batch.intercept, _best_biases(batch, z), 0)
-    v, z = v.at[-1].add(shift), z + shift
+    v, z = v.at[-1].add(shift), z + shift[None]
     value, gradient = batch.value_and_gradient(v, z)
-    is_label = jnp.arange(z.shape[1], dtype=jnp.int32) == batch.labels[:, None]
+    classes = jnp.arange(z.shape[1], dtype=jnp.int32)[None]
+    is_label = classes == batch.labels[:, None]
     best_other = jnp.where(is_label, -jnp.inf, z).max(1)
     is_ahead = jnp.where(is_label, z, -jnp.inf).max(1) > best_other
     return _End(
@@ -215,7 +226,7 @@ def _best_biases(batch: FullBatch, z: RowLogits) -> Float[Array, " classes"]:
 
     def step(_: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         best, least, tried = state
-        _, residual, probs = outcome(z + tried, batch.labels)
+        _, residual, probs = outcome(z + tried[None], batch.labels)
         slope = batch.share @ residual
         norm = jnp.linalg.norm(slope)
         weighted = batch.share[:, None] * probs
@@ -242,19 +253,27 @@ def _examples(
     x, labels = checks.examples("x", x, "labels", labels)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(f"x must be real numbers, got {x.dtype}")
-    labels = jnp.clip(labels, -1, classes).astype(jnp.int32)
+    labels = jnp.clip(labels, -1, classes)
     share = _weights("sample_weights", sample_weights, len(x))
     if class_weights is not None:
         known = np.clip(np.asarray(labels), 0, classes - 1)
         share = share * _weights("class_weights", class_weights, classes)[known]
     if not share.sum() > 0:
-        raise ValueError("all weights are zero: no row is left to learn from")
+        raise ValueError(
+            "sample_weights times class_weights are zero in all rows: none is left to "
+            "learn from"
+        )
     return x, labels, share / share.sum()
 
 
 def _weights(name: str, value: ArrayLike | None, count: int) -> np.ndarray:
     value = np.ones(count) if value is None else checks.plain(name, value)
-    weights = np.asarray(value, np.float64)
+    try:
+        weights = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name} must be an array of {count} numbers, got {type(value).__name__}"
+        ) from None
     if weights.shape != (count,):
         raise ValueError(f"{name} must have shape {(count,)}, got {weights.shape}")
     if not ((weights >= 0) & (weights < np.inf)).all():
@@ -267,7 +286,9 @@ def _certificate(end: _End, l2: float, tolerance: float) -> Certificate:
     slope = float(end.w_norm) + float(end.rounding)
     if not np.isfinite(norm + float(end.value)):
         status = NOT_FINITE
-    elif status == CONVERGED and norm > tolerance:
+    elif norm <= tolerance:
+        status = CONVERGED
+    elif status == CONVERGED:
         status = STALLED  # computed afresh it is not
     separable = l2 == 0 and bool(end.separates) and status != NOT_FINITE
     return Certificate(
@@ -277,6 +298,6 @@ def _certificate(end: _End, l2: float, tolerance: float) -> Certificate:
         passes=float(end.passes),
         gap=slope**2 / (2 * l2) if l2 else float("inf"),
         distance=slope / l2 if l2 else float("inf"),
-        converged=norm <= tolerance and not separable,
+        converged=status == CONVERGED and not separable,
         reason=SEPARABLE if separable else REASONS[status],
     )

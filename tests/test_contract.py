@@ -19,6 +19,7 @@ INF, NAN = np.inf, np.nan
 OF_ONE_PROGRAM = {
     *("_softmax", "_log_softmax", "_logsumexp", "_cross_entropy"),
     *("_cross_entropy_with_probs", "_weighted_sum", "_of_rows"),
+    *("_of_kept", "_top_k_accuracy", "_reliability", "_threshold"),
 }
 
 
@@ -278,6 +279,11 @@ def test_batch_axes(batch):
         lambda z: js.cross_entropy_with_probs(z, z),
         lambda z: js.mean_linear_cross_entropy(z, z.T, jnp.zeros(7, int)),
         lambda z: js.linear_softmax_summary(z, z.T, jnp.zeros(7, int)),
+        lambda z: js.kl_divergence(js.Logits(z), js.Probs(z)),
+        lambda z: js.mutual_information(js.Probs(z)),
+        lambda z: js.top_k_accuracy(z, jnp.zeros(7, int)),
+        lambda z: js.reliability(z, jnp.zeros(7, int)),
+        lambda z: js.conformal_threshold(z, jnp.zeros(7, int), miss_rate=0.1),
     ],
 )
 def test_called_by_hand_it_is_compiled_once_and_in_a_trace_it_is_no_call(f, caplog):
@@ -496,6 +502,12 @@ MISTAKES = {
         lambda: js.cross_entropy(F, F[:, 0]),
         TypeError,
         "labels",
+        r"convert with labels.astype\(int\)",
+    ),
+    "probabilities for labels": (
+        lambda: js.cross_entropy(F, F),
+        TypeError,
+        "labels",
         "cross_entropy_with_probs",
     ),
     "one-hot integer labels": (
@@ -664,3 +676,33 @@ def test_static_mistakes_name_argument_got_and_wanted(mistake):
         call()
     with pytest.raises(error):
         jax.eval_shape(call)
+
+
+@pytest.mark.parametrize("rows", [7, 8])
+def test_called_by_hand_again_nothing_is_compiled(rows, caplog):
+    """Nor kept: each program that is would stay in memory."""
+    p, y = jnp.full((rows, 10), 0.1), jnp.arange(rows)
+    both = js.Probs(p), js.Logits(p)
+    calls = [
+        lambda: js.nll_from_probs(p, y),
+        lambda: js.entropy(both[0]),
+        lambda: js.js_divergence(*both),
+        lambda: jax.grad(lambda p: js.kl_divergence(js.Probs(p), both[1]).sum())(p),
+        lambda: js.top_k_accuracy(p, y),
+        lambda: js.conformal_threshold(p, y, miss_rate=0.1),
+        lambda: js.brier_decomposition(p, y),
+        lambda: js.confusion_matrix(y, y, 10),
+    ]
+    for call in calls:
+        call()
+        with jax.log_compiles(True):
+            call()
+    assert not compiled(caplog)
+
+
+@pytest.mark.usefixtures("our_errors")
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_types_too_narrow_for_a_contract_are_refused(dtype):
+    """They have no infinity, or hold no loss."""
+    with pytest.raises(TypeError, match="of 16 bits or more, got float8"):
+        js.softmax(jnp.zeros((2, 3), dtype))

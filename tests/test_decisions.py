@@ -587,6 +587,7 @@ def digits_run(tmp_path_factory):
     w = np.linalg.lstsq(x, np.eye(10)[digits.train_labels], rcond=None)[0]
     folder = tmp_path_factory.mktemp("runs")
     config = {
+        "settings": {},
         "dataset": "digits",
         "fingerprint": digits.fingerprint,
         "class_names": digits.class_names,
@@ -664,3 +665,38 @@ def test_experiment_refuses_bad_input(
     error = capsys.readouterr().err
     assert sentence in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("equal_mass", [False, True])
+def test_bins_of_millions_of_rows(equal_mass):
+    """A float32 to which one row after the other is added is off long before 2^24."""
+    rows = 2**24 + 2**22
+    confidence = np.float32(0.9) + np.arange(rows, dtype=np.float32) * np.float32(2e-9)
+    p = jnp.stack((confidence, 1 - confidence), axis=1)
+    y = jnp.zeros(rows, int).at[::8].set(1)
+    found = js.reliability(p, y, bins=2, equal_mass=equal_mass)
+    assert found.rows.sum() == rows
+    mean = np.average(found.confidence, weights=found.rows)
+    np.testing.assert_allclose(mean, confidence.mean(dtype=np.float64), rtol=1e-6)
+    hit = np.average(found.accuracy, weights=found.rows)
+    np.testing.assert_allclose(hit, 7 / 8, rtol=1e-6)
+
+
+def test_a_brier_score_of_a_million_rows_is_its_parts():
+    random = np.random.default_rng(0)
+    confidence = random.uniform(0.93, 0.9999, 10**6).astype(np.float32)
+    p = np.stack((confidence, 1 - confidence), axis=1)
+    y = (random.random(10**6) > confidence).astype(int)
+    found = js.brier_decomposition(p, y)
+    exact = ((np.float64(p) - np.eye(2)[y]) ** 2).sum(1).mean()
+    parts = found.reliability - found.resolution + found.uncertainty + found.within
+    np.testing.assert_allclose(parts, exact, atol=1e-6)
+    assert found.reliability < 1e-6
+
+
+@pytest.mark.usefixtures("our_errors")
+def test_a_rate_that_is_no_python_number():
+    scores, labels = jnp.arange(9.0)[:, None], jnp.zeros(9, int)
+    plain = js.conformal_threshold(scores, labels, miss_rate=0.1)
+    for kind in (np.float32, jnp.float32):
+        assert js.conformal_threshold(scores, labels, miss_rate=kind(0.1)) == plain == 0

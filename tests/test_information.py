@@ -528,3 +528,9 @@ def test_a_far_model_of_certain_targets_stays_finite():
     np.testing.assert_allclose(js.cross_entropy_between(target, z), 200, rtol=1e-7)
     gradient = jax.grad(js.kl_divergence, 1)(target, z)[0]
     np.testing.assert_allclose(gradient, [1, -1])
+
+
+def test_weights_may_be_as_far_apart_as_numbers_are():
+    far = Probs(jnp.array([1e30, 1e-20]))
+    got = js.kl_divergence(Probs(jnp.array([1.0, 1.0])), far)
+    np.testing.assert_allclose(got, 50 * np.log(10) / 2 - np.log(2), rtol=1e-6)

@@ -14,14 +14,20 @@ from jax_softmax import (
     SoftmaxRegression,
     cross_entropy,
     cross_entropy_with_probs,
+    decision_costs,
     entropy,
     evaluate,
     fit,
+    least_cost_decision,
     linear_cross_entropy,
     linear_softmax_summary,
     logsumexp,
     mean_linear_cross_entropy,
+    reliability,
     softmax,
+    solve,
+    top_k_accuracy,
+    vector_scaling,
 )
 
 NUMBERS = np.random.default_rng(0)
@@ -60,6 +66,8 @@ RANKS = {
         lambda w: linear_softmax_summary(X, w, LABELS, chunk=(2, 3)).entropy.sum()
     )(W),
     "evaluate": lambda: evaluate(MODEL, X, LABELS),
+    "vector_scaling": lambda: vector_scaling(Z, LABELS).logits(Z),
+    "top_k_accuracy": lambda: top_k_accuracy(Z, LABELS, 2),
 }
 
 
@@ -75,6 +83,19 @@ def test_no_rank_is_promoted_in_training():
     )
     with jax.numpy_rank_promotion("raise"):
         assert len(list(run)) == 1
+        for solver in ("lbfgs", "newton-cg"):
+            assert solve(MODEL, X, LABELS, l2=0.1, solver=solver).certificate.converged
+
+
+def test_no_type_is_promoted_where_labels_are_narrower_than_indices(x64):
+    labels, probs, one = LABELS.astype(np.int32), softmax(Z), jnp.float64(0.5)
+    costs = 1 - np.eye(7, dtype=np.float32)
+    with jax.numpy_dtype_promotion("strict"):
+        evaluate(MODEL, X, labels)
+        top_k_accuracy(Z, labels, 2)
+        reliability(probs, labels)
+        least_cost_decision(probs, costs, abstention_cost=one)
+        decision_costs(labels, labels, costs, abstention_cost=one)
 
 
 EXPORT = """

@@ -172,3 +172,48 @@ def test_a_gradient_that_is_not_within_the_tolerance_is_not_said_to_be():
             within = certificate.gradient_norm <= tolerance
             assert within == certificate.converged
             assert within == ("within the tolerance" in certificate.reason)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint32", "uint64", "int64"])
+def test_labels_of_any_integer_type(data, dtype):
+    x, labels = data
+    of_type, plain = (
+        solve(start(), x, y, l2=L2) for y in (labels.astype(dtype), labels)
+    )
+    assert of_type.certificate.converged
+    np.testing.assert_array_equal(of_type.model.w, plain.model.w)
+
+
+def test_what_converged_says_and_why_agree(data):
+    norm = solve(start(), *data, max_iterations=0).certificate.gradient_norm
+    near = solve(start(), *data, max_iterations=0, tolerance=1.5 * norm).certificate
+    assert near.converged
+    assert near.reason == "the gradient is within the tolerance"
+    far = solve(start(), *data, max_iterations=0, tolerance=0.5 * norm).certificate
+    assert not far.converged
+    assert far.reason == "max_iterations were not enough"
+
+
+@pytest.mark.usefixtures("our_errors")
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"model": (1, 2)}, "model must be a SoftmaxRegression, got tuple"),
+        (
+            {"x": np.ones((300, 2, 3))},
+            r"x must become \[rows, features\].*\(300, 2, 3\)",
+        ),
+        ({"x": np.ones((300, 5))}, r"as w has.*\(300, 5\).*\(6, 4\)"),
+        ({"model": start(0), "x": np.ones((300, 0))}, "at least one; got"),
+        ({"class_weights": {0: 1.0}}, "class_weights must be an array of 4 numbers"),
+        (
+            {"sample_weights": np.zeros(300)},
+            "sample_weights times class_weights are zero",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(data, change, sentence):
+    x, labels = data
+    arguments = {"model": start(), "x": x, "labels": labels} | change
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        solve(**arguments)
