@@ -9,10 +9,11 @@ All of them follow, by the chain rule, from two facts about a row of logits z:
 What the labels add is in `_closed_form_losses`, what the weights of a linear model add
 in `_closed_form_regression`. Classes are the last axis, a row holds at least one finite
 logit, types narrower than float32 are widened inside, and every result has the type of
-the logits.
+the logits, which is floating point.
 """
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 
@@ -192,7 +193,10 @@ def z_loss_hvp(
     return (2 * p * (mean + _lse(z) * (t - mean))).astype(logits.dtype)
 
 
-def _wide(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def _wide(x: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"the formulas are of floating-point numbers, got {x.dtype}")
     return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
 
 

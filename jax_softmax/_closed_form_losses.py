@@ -16,6 +16,7 @@ by n. A row whose label is outside [0, classes) is NaN.
 """
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
 from jax_softmax._closed_form import _mean, _softmax, _wide, softmax_jacobian
@@ -163,7 +164,7 @@ def cross_entropy_with_probs_hvp(
 def temperature_gradient(
     logits: Float[Array, "*batch classes"],
     labels: Integer[Array, "*batch"],
-    temperature: Float[Array, ""],
+    temperature: Float[ArrayLike, ""] | float,
 ) -> tuple[Float[Array, "*batch classes"], Float[Array, "*batch"]]:
     """The gradients of cross-entropy(z / T, y) in the logits and in the temperature.
 
@@ -183,13 +184,15 @@ def temperature_gradient(
     z, t = _wide(logits), _wide(temperature)
     residual = _label_residual(z / t, labels, 0.0)
     slope = -jnp.sum(residual * _over_label(z, labels), axis=-1) / t**2
-    return (residual / t).astype(logits.dtype), slope.astype(temperature.dtype)
+    return (residual / t).astype(logits.dtype), slope.astype(
+        jnp.result_type(temperature)
+    )
 
 
 def temperature_curvature(
     logits: Float[Array, "*batch classes"],
     labels: Integer[Array, "*batch"],
-    temperature: Float[Array, ""],
+    temperature: Float[ArrayLike, ""] | float,
 ) -> Float[Array, "*batch"]:
     """The second derivative of cross-entropy(z / T, y) in the temperature T.
 
@@ -206,7 +209,9 @@ def temperature_curvature(
     p, ahead = _softmax(z / t), _over_label(z, labels)
     mean = _mean(p, ahead)
     variance = jnp.sum(p * (ahead - mean) ** 2, axis=-1)
-    return (2 * mean[..., 0] / t**3 + variance / t**4).astype(temperature.dtype)
+    return (2 * mean[..., 0] / t**3 + variance / t**4).astype(
+        jnp.result_type(temperature)
+    )
 
 
 def _hits(z: Array, labels: Array) -> Array:

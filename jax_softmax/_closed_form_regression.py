@@ -10,14 +10,15 @@ r_i = (softmax(z_i) - onehot(y_i)) / n and d z_i = x_i dw + db,
 
 The logits are linear in (w, b): the only curvature is that of the loss, the Hessian is
 the Gauss-Newton matrix and the Fisher matrix, and the labels are not in it.
-Pairs are (w, b), shaped like the parameters. Everything is computed in the arrays' own
-type, float32 or wider, and products at the highest precision that the device has.
+Pairs are (w, b), shaped like the parameters and of their types. Everything is computed
+in the type of w, float32 or wider, and products at the highest precision that the
+device has.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer, Num
 
-from jax_softmax._closed_form import _mean, _softmax, softmax_jacobian
+from jax_softmax._closed_form import _mean, _softmax, _wide, softmax_jacobian
 from jax_softmax._closed_form_losses import _label_residual
 
 Pair = tuple[Float[Array, "features classes"], Float[Array, " classes"]]
@@ -26,7 +27,7 @@ Pair = tuple[Float[Array, "features classes"], Float[Array, " classes"]]
 def regression_gradient(
     w: Float[Array, "features classes"],
     b: Float[Array, " classes"],
-    x: Float[Array, "batch features"],
+    x: Num[Array, "batch features"],
     labels: Integer[Array, " batch"],
     *,
     l2: float | Float[Array, ""] = 0.0,
@@ -42,16 +43,16 @@ def regression_gradient(
     [[-0.5  0.5]
      [-1.   1. ]] [-0.5  0.5]
     """
-    x, share = _kept(x, where)
+    x, share = _kept(x, where, w)
     residual = share * _label_residual(_logits(w, b, x), labels, 0.0)
     residual = residual if where is None else jnp.where(where[:, None], residual, 0)
-    return _matmul(x.T, residual) + l2 * w, jnp.sum(residual, axis=0)
+    return _pair((w, b), x, residual, l2 * w)
 
 
 def regression_hvp(
     w: Float[Array, "features classes"],
     b: Float[Array, " classes"],
-    x: Float[Array, "batch features"],
+    x: Num[Array, "batch features"],
     tangent: Pair,
     *,
     l2: float | Float[Array, ""] = 0.0,
@@ -68,16 +69,16 @@ def regression_hvp(
     [[ 0.25 -0.25]
      [ 0.5  -0.5 ]] [ 0.25 -0.25]
     """
-    x, share = _kept(x, where)
+    x, share = _kept(x, where, w)
     p, moved = _softmax(_logits(w, b, x)), _logits(*tangent, x)
     bent = share * p * (moved - _mean(p, moved))
-    return _matmul(x.T, bent) + l2 * tangent[0], jnp.sum(bent, axis=0)
+    return _pair((w, b), x, bent, l2 * tangent[0])
 
 
 def regression_gauss_newton_vp(
     w: Float[Array, "features classes"],
     b: Float[Array, " classes"],
-    x: Float[Array, "batch features"],
+    x: Num[Array, "batch features"],
     tangent: Pair,
     *,
     l2: float | Float[Array, ""] = 0.0,
@@ -97,18 +98,18 @@ def regression_gauss_newton_vp(
     >>> print(jnp.round(product[1], 3))
     [ 0.25 -0.25]
     """
-    x, share = _kept(x, where)
+    x, share = _kept(x, where, w)
     p, moved = _softmax(_logits(w, b, x)), _logits(*tangent, x)
     root = jnp.sqrt(p)
     half = root * (moved - _mean(p, moved))
     bent = share * (root * half - p * _mean(root, half))
-    return _matmul(x.T, bent) + l2 * tangent[0], jnp.sum(bent, axis=0)
+    return _pair((w, b), x, bent, l2 * tangent[0])
 
 
 def regression_fisher_vp(
     w: Float[Array, "features classes"],
     b: Float[Array, " classes"],
-    x: Float[Array, "batch features"],
+    x: Num[Array, "batch features"],
     tangent: Pair,
     *,
     where: Bool[Array, " batch"] | None = None,
@@ -130,7 +131,7 @@ def regression_fisher_vp(
 def regression_empirical_fisher_vp(
     w: Float[Array, "features classes"],
     b: Float[Array, " classes"],
-    x: Float[Array, "batch features"],
+    x: Num[Array, "batch features"],
     labels: Integer[Array, " batch"],
     tangent: Pair,
     *,
@@ -147,17 +148,17 @@ def regression_empirical_fisher_vp(
     ...     jnp.zeros((2, 2)), jnp.zeros(2), x, jnp.array([0]), tangent)[1])
     [ 0.25 -0.25]
     """
-    x, share = _kept(x, where)
+    x, share = _kept(x, where, w)
     residual = _label_residual(_logits(w, b, x), labels, 0.0)
     residual = residual if where is None else jnp.where(where[:, None], residual, 0)
     weighted = share * residual * _mean(residual, _logits(*tangent, x))
-    return _matmul(x.T, weighted), jnp.sum(weighted, axis=0)
+    return _pair((w, b), x, weighted, 0.0)
 
 
 def regression_per_example_gradients(
     w: Float[Array, "features classes"],
     b: Float[Array, " classes"],
-    x: Float[Array, "batch features"],
+    x: Num[Array, "batch features"],
     labels: Integer[Array, " batch"],
 ) -> tuple[Float[Array, "batch features classes"], Float[Array, "batch classes"]]:
     """The gradient of each nll_i in w and b: (x_i r_i^T, r_i), r_i = p_i - onehot(y_i).
@@ -171,14 +172,16 @@ def regression_per_example_gradients(
     >>> print(dw.shape, db)
     (1, 2, 2) [[-0.5  0.5]]
     """
+    x, _ = _kept(x, None, w)
     residual = _label_residual(_logits(w, b, x), labels, 0.0)
-    return x[:, :, None] * residual[:, None, :], residual
+    dw = x[:, :, None] * residual[:, None, :]
+    return dw.astype(w.dtype), residual.astype(b.dtype)
 
 
 def regression_per_example_gradient_norms(
     w: Float[Array, "features classes"],
     b: Float[Array, " classes"],
-    x: Float[Array, "batch features"],
+    x: Num[Array, "batch features"],
     labels: Integer[Array, " batch"],
 ) -> Float[Array, " batch"]:
     """The length of each example's gradient in (w, b) together, without forming it.
@@ -192,6 +195,7 @@ def regression_per_example_gradient_norms(
     >>> print(jnp.round(norms, 4))
     [1.2247]
     """
+    x, _ = _kept(x, None, w)
     residual = _label_residual(_logits(w, b, x), labels, 0.0)
     inputs = jnp.sum(x**2, axis=-1) + 1
     return jnp.sqrt(inputs) * jnp.linalg.norm(residual, axis=-1)
@@ -200,7 +204,7 @@ def regression_per_example_gradient_norms(
 def regression_hessian(
     w: Float[Array, "features classes"],
     b: Float[Array, " classes"],
-    x: Float[Array, "batch features"],
+    x: Num[Array, "batch features"],
     *,
     l2: float | Float[Array, ""] = 0.0,
     where: Bool[Array, " batch"] | None = None,
@@ -220,7 +224,7 @@ def regression_hessian(
      [-0.5   0.5  -0.25  0.25]]
     """
     features, classes = w.shape
-    x, share = _kept(x, where)
+    x, share = _kept(x, where, w)
     each = share[..., None] * softmax_jacobian(_logits(w, b, x))
     extended = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
     hessian = jnp.einsum(
@@ -235,11 +239,18 @@ def _matmul(a: Array, b: Array) -> Array:
 
 
 def _logits(w: Array, b: Array, x: Array) -> Array:
-    return _matmul(x, w) + b
+    return _matmul(x, w.astype(x.dtype)) + b.astype(x.dtype)
 
 
-def _kept(x: Array, where: Array | None) -> tuple[Array, Array]:
+def _pair(like: Pair, x: Array, rows: Array, penalty: Array | float) -> Pair:
+    """What cotangents of the logits, a row each, amount to in w and b."""
+    dw = _matmul(x.T, rows) + jnp.asarray(penalty, x.dtype)
+    return dw.astype(like[0].dtype), jnp.sum(rows, axis=0).astype(like[1].dtype)
+
+
+def _kept(x: Array, where: Array | None, w: Array) -> tuple[Array, Array]:
     """x without its dropped rows' content, and the share of each row in the mean."""
+    x = x.astype(_wide(w).dtype)
     if where is None:
         return x, jnp.full((x.shape[0], 1), 1 / x.shape[0], x.dtype)
     kept = where[:, None].astype(x.dtype)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer, Real
 
 from jax_softmax import _checks as checks
 from jax_softmax import _linear_passes as passes
@@ -107,7 +107,7 @@ def mean_linear_cross_entropy(
     b: Float[ArrayLike, " classes"] | None = None,
     where: Bool[ArrayLike, "*batch"] | None = None,
     weights: Float[ArrayLike, "*batch"] | None = None,
-    normalizer: Float[ArrayLike, ""] | float | None = None,
+    normalizer: Real[ArrayLike, ""] | float | None = None,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     softcap: float | None = None,
@@ -130,25 +130,28 @@ def mean_linear_cross_entropy(
     Args:
         x, w, labels, b, where, label_smoothing, softcap, tied, precision, axis_name,
             classes: as in linear_cross_entropy.
-        weights: of the rows, 1 by default. They can be differentiated too.
+        weights: of the rows, 1 by default. They can be differentiated too. A row of
+            weight 0 counts for nothing, whatever its label; where drops one that may
+            hold anything.
         normalizer: what the sum is divided by, instead of the sum of the weights of
             the kept rows. With the whole batch's count, the sum over ragged
             micro-batches, or over devices with a part of the tokens each, is the mean
             of the batch.
         z_loss: the weight of lse^2.
-        chunk: (tokens, classes) of a tile. One number is kept of each logit of a chunk
-            of tokens, in 52 MB on a CPU and 537 MB elsewhere, which by default is how
-            many tokens it has. Where fewer than 64 tokens fit, for a larger chunk, and
-            where there are several devices and no chunk that fits divides the tokens,
-            logits are made again, which is a fourth matmul; on a CPU also where that is
-            faster: for fewer than 128 features or tokens that fit, or little more. (On
-            a CPU that is the only device, the first chunk is kept where the gradient of
-            w will be, and has as many tokens as there are features, up to 512.)
+        chunk: (tokens, classes) of a tile. By default a chunk has as many tokens as one
+            number for each of their logits fits 52 MB on a CPU, 537 MB elsewhere: it is
+            kept for the gradients, which makes three matmuls. Logits are made again, a
+            fourth, where fewer than 64 tokens would fit, for a larger chunk, and where
+            on several devices no chunk that fits divides the tokens; on a CPU also
+            where that is faster, since few features, or tokens that fit, do not repay
+            keeping. (On a CPU alone, a first chunk of up to 512 tokens is kept where
+            the gradient of w will be.)
         skip_below: leave out of both gradients each tile without a label whose
-            probabilities are all below this. No gradient of a logit is wrong by more
-            than skip_below times its row's weight, nor all of a row's together by more
-            than the probability left out; the loss itself is exact. It saves the two
-            matmuls of such a tile, and costs a branch for every tile: measure first.
+            probabilities are all below this (with z_loss, times 1 + 2 z_loss |lse|). No
+            gradient of a logit is wrong by more than skip_below times its row's weight,
+            nor all of a row's together by more than what is left out; the loss itself
+            is exact. It saves the two matmuls of such a tile, and costs a branch for
+            every tile: measure first.
 
     Returns:
         A scalar in at least float32; 0 with zero gradient when no row is kept, and when
@@ -233,7 +236,7 @@ def _weighted_sum(
     def summed(layer: Layer, shares: Array) -> Array:
         rows = on_tiles(measure, head, chunk, Keep.NOTHING, layer)
         rows = over_devices(head, rows)
-        return _dot(shares, total(losses(head, layer, rows)))
+        return _counted(shares, total(losses(head, layer, rows)))
 
     def rule(primals, tangents):
         layer, shares = primals
@@ -245,7 +248,7 @@ def _weighted_sum(
             passes.measure_and_pull, head, chunk, keep, layer, shares, z_loss, wanted
         )
         value = total(losses(head, layer, rows))
-        out = _dot(shares, value)
+        out = _counted(shares, value)
         terms = map(_dot, jax.tree.leaves(grads), jax.tree.leaves(moved))
         d_out = head.shards.sum(sum(terms, jnp.zeros_like(out)))
         if not isinstance(tangents[1], SymbolicZero):
@@ -254,6 +257,11 @@ def _weighted_sum(
 
     summed.defjvp(rule, symbolic_zeros=True)
     return summed(layer, shares)
+
+
+def _counted(shares: Array, losses: Array) -> Array:
+    """Their sum, in which a share of 0 of a loss that is NaN is nothing."""
+    return _dot(shares, jnp.where(shares == 0, 0, losses))
 
 
 def _dot(a: Array, b: Array) -> Array:

@@ -97,7 +97,7 @@ def measure_and_pull(
             p = held * shares[start // head.tile_classes][:, None]
             return _at_label(piece, cotangents, p, start)
 
-        needed = _needed(head, piece, seen, a) if head.skip_below else None
+        needed = _needed(head, piece, shares, a) if head.skip_below else None
         return (_pull(head, piece, dz, needed, grads, start), kept), seen.rows
 
     grads, kept, parts = _zeros(layer, wanted), None, []
@@ -204,11 +204,11 @@ def _shares(seen: Measured) -> Array:
 
 
 def _needed(
-    head: Head, layer: Layer, seen: Measured, a: Array
+    head: Head, layer: Layer, shares: Array, a: Array
 ) -> Callable[[Index, int], Array]:
-    """Whether a tile holds a label, or a probability that is not below the limit."""
-    likeliest = _shares(seen) / (1 + seen.rows.part.tail[None])
-    negligible = ((likeliest < head.skip_below) | (a[None] == 0)).all(1)
+    """Whether a tile holds a label, or a gradient of a logit that is not negligible."""
+    limit = head.skip_below * abs(a)[None]
+    negligible = ((abs(shares) < limit) | (a[None] == 0)).all(1)
     labels = jnp.where(a == 0, -1, layer.labels)
 
     def tile(start: Index, width: int) -> Array:

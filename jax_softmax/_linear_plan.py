@@ -177,8 +177,8 @@ def _cut(
 def _pays(tokens: int, features: int, rows: int) -> bool:
     """On a CPU: whether a number kept of each logit is cheaper than a fourth matmul.
 
-    It costs as much as products of many features, and more where what can be kept is
-    of few tokens, since w and its gradient are read for each chunk of them.
+    To store and read one costs as much as to multiply over KEEPING_COSTS features; and
+    w and its gradient are read for every chunk of tokens, more often where it is small.
     """
     again = min(rows, MOST_TOKENS)
     return 1 / tokens + 1 / features <= 1 / KEEPING_COSTS + 1 / again

@@ -88,9 +88,12 @@ def linear_softmax_summary(
     ids = jnp.zeros(shape, jnp.int32) if labels is None else labels
     layer, batch, shards = layer_of(x, w, ids, b, where, tied, axis_name, classes)
     head = head_of(tied, softcap, 0.0, precision, chunk, shards)
-    top_k = checks.integer("top_k", top_k)
-    if not 1 <= top_k <= tiles.classes_of(head, layer.w):
-        raise ValueError(f"top_k must be in [1, classes], got {top_k}")
+    top_k, most = checks.integer("top_k", top_k), min(shards.here, shards.classes)
+    if not 1 <= top_k <= most:
+        raise ValueError(
+            f"top_k must be in [1, {most}], as many as a device has classes, "
+            f"got {top_k}"
+        )
     found = _of_rows(head, chunk, layer, top_k)
     if layer.keep is not None:
         keep = layer.keep

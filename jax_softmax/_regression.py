@@ -1,13 +1,13 @@
 """Softmax regression: logits that are affine in the features."""
 
-from numbers import Real
+import numbers
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Int, Integer, Key
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Bool, Float, Int, Integer, Key, Real
 
 from jax_softmax import _checks as checks
 from jax_softmax._losses import cross_entropy, mean_loss
@@ -38,7 +38,7 @@ class SoftmaxRegression(NamedTuple):
         classes: int,
         *,
         scale: float = 0.01,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ) -> "SoftmaxRegression":
         """w ~ N(0, scale^2) and b = 0, as in the book.
 
@@ -62,16 +62,17 @@ class SoftmaxRegression(NamedTuple):
                 as w has classes.
         """
         x = checks.array_of("x", x)
-        features, classes = self.w.shape
-        checks.same_shape("b", self.b, (classes,))
+        w, b = checks.floating("w", self.w), checks.floating("b", self.b)
+        features, classes = w.shape
+        checks.same_shape("b", b, (classes,))
         if x.ndim == 0 or x.shape[-1] != features:
             raise ValueError(f"x must have {features} features, got shape {x.shape}")
-        b = jnp.expand_dims(self.b, range(x.ndim - 1))
+        b = jnp.expand_dims(b, range(x.ndim - 1))
         if classes >= MANY_CLASSES:
-            return jnp.matmul(x, self.w) + b
+            return jnp.matmul(x, w) + b
         # XLA for CPU is three times as fast at g^T x as at x^T g, w's gradient: the
         # barrier keeps it from turning the one into the other.
-        sideways = lax.optimization_barrier(self.w.T)
+        sideways = lax.optimization_barrier(w.T)
         return lax.dot_general(x, sideways, (((x.ndim - 1,), (1,)), ((), ()))) + b
 
     def predict(self, x: Float[ArrayLike, "*batch features"]) -> Int[Array, "*batch"]:
@@ -84,7 +85,7 @@ class SoftmaxRegression(NamedTuple):
         labels: Integer[ArrayLike, "*batch"],
         *,
         where: Bool[ArrayLike, "*batch"] | None = None,
-        l2: float = 0.0,
+        l2: Real[ArrayLike, ""] | float = 0.0,
         label_smoothing: float = 0.0,
     ) -> Float[Array, ""]:
         """What training minimises.
@@ -94,14 +95,19 @@ class SoftmaxRegression(NamedTuple):
         Args:
             x: features.
             labels: in [0, classes). Any other id makes the objective NaN.
-            where: rows to keep; the mean is over them.
+            where: rows to keep; the mean is over them. A dropped row counts for
+                nothing, whatever it holds.
             l2: the penalty on w, one number. The biases are free.
             label_smoothing: as in cross_entropy.
         """
+        if where is not None:
+            x = checks.array_of("x", x)
+            where = checks.row_mask("where", where, x.shape[:-1])
+            x = jnp.where(where[..., None], x, 0)
         losses = cross_entropy(
             self.logits(x), labels, where=where, label_smoothing=label_smoothing
         )
         loss = mean_loss(losses, where)
-        if isinstance(l2, Real) and l2 == 0:
+        if isinstance(l2, numbers.Real) and l2 == 0:
             return loss
         return loss + checks.scalar("l2", l2) / 2 * jnp.sum(self.w**2)

@@ -94,6 +94,7 @@ def as_on_gpus(monkeypatch, fresh_traces):
 def elsewhere(request):
     """What is compiled where CPUs have loops of their own."""
     request.getfixturevalue(request.param)
+    return request.param
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jax_softmax import _closed_form as basic
 from jax_softmax import _closed_form_losses as losses
 from jax_softmax import _closed_form_regression as regression
+from jax_softmax import closed_form
 from jax_softmax._gradient_report import errors_in_ulp
 
 pytestmark = pytest.mark.usefixtures("strict_types")
@@ -278,3 +279,49 @@ def test_any_batch_axes_under_jit_and_vmap():
     hessian = jax.jit(lambda z, y: losses.cross_entropy_hessian(z, y, softcap=2.0))
     agree(jax.vmap(hessian)(z, labels), want, 1e-6)
     assert want.shape == (2, 3, 4, 4)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float16", "bfloat16"])
+def test_features_of_any_type(dtype):
+    """What is as narrow as they are does not count rows, nor hold a share of them."""
+    w, b, y = jnp.zeros((2, 3)), jnp.zeros(3), jnp.zeros(70_000, int)
+    x = jnp.tile(jnp.array([[1, 2]], dtype), (len(y), 1))
+    tangent = jnp.ones((2, 3)).at[0].set(0.0), jnp.zeros(3)
+    for where in (None, jnp.ones(len(y), bool)):
+        dw, db = closed_form.regression_gradient(w, b, x, y, where=where)
+        np.testing.assert_allclose(db, [-2 / 3, 1 / 3, 1 / 3], rtol=1e-4)
+        np.testing.assert_allclose(dw, [db, 2 * db], rtol=1e-4)
+        bent, _ = closed_form.regression_hvp(w, b, x, tangent, where=where)
+        np.testing.assert_allclose(bent, 0, atol=1e-6)
+    norms = closed_form.regression_per_example_gradient_norms(w, b, 100 * x[:1], y[:1])
+    length = np.sqrt(1 + np.square(np.float64(100 * x[0])).sum())
+    np.testing.assert_allclose(norms, length * np.sqrt(2 / 3), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_pairs_have_the_types_of_the_parameters(dtype):
+    w, b, x = (jnp.ones(shape, dtype) for shape in ((2, 3), (3,), (4, 2)))
+    pairs = (
+        closed_form.regression_gradient(w, b, x, jnp.zeros(4, int)),
+        closed_form.regression_hvp(w, b, x, (w, b)),
+        closed_form.regression_empirical_fisher_vp(
+            w, b, x, jnp.zeros(4, int), (w, b), where=jnp.ones(4, bool)
+        ),
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(pairs)} == {jnp.dtype(dtype)}
+
+
+@pytest.mark.usefixtures("our_errors")
+def test_whole_numbers_are_no_logits():
+    with pytest.raises(TypeError, match="floating-point numbers, got int32"):
+        closed_form.softmax_jacobian(jnp.zeros(2, jnp.int32))
+
+
+def test_a_temperature_that_is_a_number():
+    rows, labels = jnp.array([[1.0, 3.0]]), jnp.array([0])
+    for f in (closed_form.temperature_gradient, closed_form.temperature_curvature):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            f(rows, labels, 2.0),
+            f(rows, labels, jnp.array(2.0)),
+        )

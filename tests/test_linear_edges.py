@@ -95,3 +95,50 @@ def test_second_derivatives_of_a_summary_in_tiles():
     np.testing.assert_allclose(twice(summed), twice(dense), atol=1e-6)
     pushed = [jax.jvp(jax.grad(f), (W,), (W,))[1] for f in (summed, dense)]
     np.testing.assert_allclose(*pushed, atol=1e-6)
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 1.0])
+def test_skipped_tiles_change_no_gradient_of_a_logit_by_more_than_is_said(z_loss):
+    random, skip = np.random.default_rng(0), 1e-2
+    x = jnp.asarray(1.5 * random.normal(size=(1, 8)), jnp.float32)
+    w = jnp.asarray(random.normal(size=(8, 999)), jnp.float32)
+
+    def gradient(skip_below):
+        def mean(b):
+            options = {"b": b, "z_loss": z_loss, "chunk": (1, 32)}
+            return mean_linear_cross_entropy(
+                x, w, jnp.array([3]), skip_below=skip_below, **options
+            )
+
+        return np.asarray(jax.grad(mean)(jnp.zeros(999)))
+
+    error = np.abs(gradient(skip) - gradient(0.0))
+    assert 0 < error.max() <= skip
+
+
+def test_a_row_of_weight_0_counts_for_nothing():
+    labels, weights = LABELS.at[1].set(-100), jnp.ones(6).at[1].set(0.0)
+
+    def mean(w, labels, **options):
+        return mean_linear_cross_entropy(X, w, labels, **options)
+
+    def both(labels, **options):
+        return jax.value_and_grad(lambda w: mean(w, labels, **options))(W)
+
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        both(labels, weights=weights),
+        both(LABELS, weights=weights),
+    )
+    value, gradient = both(labels, normalizer=0.0)
+    assert value == 0
+    assert not gradient.any()
+    slopes = jax.grad(lambda s: mean(W, LABELS, weights=s, normalizer=1.0))(weights)
+    np.testing.assert_allclose(slopes, linear_cross_entropy(X, W, LABELS), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("our_errors")
+@pytest.mark.parametrize("top_k", [0, 4, 6])
+def test_padding_is_none_of_the_likeliest(top_k):
+    with pytest.raises(ValueError, match=rf"top_k must be in \[1, 3\].*got {top_k}"):
+        linear_softmax_summary(X, W, top_k=top_k, classes=3)
