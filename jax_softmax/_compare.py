@@ -116,6 +116,12 @@ def compare_gradients(
         raise ValueError(
             f"full_jacobian, order=2: got {result}, wanted a scalar result"
         )
+    for name, given, used in (
+        ("cotangent", cotangent, not scalar and not full_jacobian),
+        ("tangent", tangent, order == 2 and not full_jacobian),
+    ):
+        if given is not None and not used:
+            raise ValueError(f"{name}: got one, wanted none, since nothing asks for it")
     told, weights, direction = [], None, None
     if not scalar and not full_jacobian:
         told.append(arguments.given_or_normal("cotangent", cotangent, result, random))
@@ -139,8 +145,9 @@ def compare_gradients(
     everywhere = {"reverse": judging.reverse(own)}
     forms = {"closed form": closed_form} if callable(closed_form) else closed_form or {}
     for name, form in forms.items():
+        output = arguments.asked(name, form, args, told, result)
         everywhere[name] = arguments.returned(
-            name, form(*args, *told), outer, template, blocks, exact
+            name, output, outer, template, blocks, exact
         )
         for block, got, right in zip(blocks, everywhere[name], exact, strict=True):
             notes += remarks.diagnosis(name, block, got, right)
@@ -169,7 +176,8 @@ def compare_gradients(
     notes[:0] = remarks.about_the_judge(
         judged, own, judge is not None, short_of_decimals
     )
-    doubts = remarks.doubts(judged, blocks, columns, exact, in_float64, seen, notes)
+    doubts = remarks.draws_others(notes, judged)
+    doubts += remarks.doubts(judged, blocks, columns, exact, in_float64, seen, notes)
     return GradientReport(tuple(rows), tuple(doubts), tuple(notes))
 
 

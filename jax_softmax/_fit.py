@@ -67,6 +67,9 @@ class NonFiniteLoss(ArithmeticError):
         )
         self.epoch, self.step, self.loss, self.model = epoch, step, loss, model
 
+    def __reduce__(self):
+        return NonFiniteLoss, (self.epoch, self.step, self.loss, self.model)
+
 
 def fit(
     model: Model,
@@ -121,8 +124,9 @@ def fit(
     Raises:
         ValueError: no rows, not as many labels as rows, batch_size < 1, epochs < 0 or
             watch_every < 1, several keys, or progress with more steps than an epoch.
-        TypeError: optimizer is none of optax's, key no key, progress no Progress, a
-            count no integer, or labels are there twice or not at all.
+        TypeError: model has no logits(x) or other than floating-point arrays, optimizer
+            is none of optax's, key no key, progress no Progress, a count no integer, or
+            labels are there twice or not at all.
         NonFiniteLoss: names the step; it carries the last model with a finite loss.
 
     >>> x = jnp.array([[0.0], [1.0], [2.0], [3.0]])
@@ -140,12 +144,11 @@ def fit(
     if len(source) == 0:
         raise ValueError("x must have at least one row, got none")
     checks.one_key("key", key)
+    checks.trainable(model)
+    if objective is SoftmaxRegression.objective or validation is not None:
+        checks.has_logits(model)
     checks.functions(objective=objective, transform=transform)
-    if not hasattr(optimizer, "update"):
-        raise TypeError(
-            "optimizer must be one of optax's, such as optax.sgd(0.1), "
-            f"got {optimizer!r}"
-        )
+    checks.optimizer("optimizer", optimizer)
     batch_size = checks.at_least(1, "batch_size", batch_size)
     epochs = checks.at_least(0, "epochs", epochs)
     if watch_every is not None:

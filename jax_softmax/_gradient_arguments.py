@@ -44,6 +44,8 @@ def differentiated(
 ) -> tuple[Any, list[str], list[int]]:
     """What argnums names: as one tree, and its leaves' names and places in args."""
     chosen = [argnums] if isinstance(argnums, int) else list(argnums)
+    if not all(isinstance(n, int) for n in chosen):
+        raise TypeError(f"argnums: got {argnums!r}, wanted integers, places in args")
     if not all(-len(args) <= n < len(args) for n in chosen):
         raise ValueError(f"argnums: got {argnums}, wanted places in {len(args)} args")
     chosen = [n % len(args) for n in chosen]
@@ -61,7 +63,8 @@ def differentiated(
                 places.append(place)
     if not places:
         raise TypeError(
-            f"argnums={argnums}: got no floating-point array, wanted at least one"
+            f"argnums={argnums}: got no floating-point array that is not empty, wanted "
+            "at least one"
         )
     template = tuple(args[n] for n in chosen)
     return template[0] if isinstance(argnums, int) else template, names, places
@@ -171,6 +174,29 @@ def blocks_of(
         for name, head in heads
         for b in inner
     ]
+
+
+def asked(
+    name: str,
+    form: Callable[..., Any],
+    args: tuple[Any, ...],
+    told: Sequence[Any],
+    result: Any,
+) -> Any:
+    """form(*args, *told); a form that does not take so many gets a sentence."""
+    try:
+        inspect.signature(form).bind(*args, *told)
+    except (TypeError, ValueError) as error:
+        if not told or isinstance(error, ValueError):  # it has no signature
+            return form(*args, *told)
+        shapes = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(result))
+        raise TypeError(
+            f"{name}: {error}. The function returns {shapes}, so a closed form is "
+            "called with a cotangent of that shape after the arguments, and with a "
+            "tangent at order 2: write one that takes them, or compare the function's "
+            "sum"
+        ) from None
+    return form(*args, *told)
 
 
 def returned(

@@ -1,6 +1,5 @@
 """The judge of compare_gradients, and what float64 differences say about it."""
 
-import importlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,14 +47,11 @@ class Witness(NamedTuple):
 
 @contextmanager
 def float64() -> Iterator[None]:
-    """x64 inside, the caller's setting outside: under the name that this jax has.
+    """x64 inside, the caller's setting outside.
 
     Arrays that a function captured stay in their type, and may meet float64 ones.
     """
-    scope = getattr(jax, "enable_x64", None)
-    if scope is None:
-        scope = importlib.import_module("jax.experimental").enable_x64
-    with scope(True), jax.numpy_dtype_promotion("standard"):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         yield
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -92,11 +93,22 @@ def about_the_judge(
             worst = np.unravel_index(np.argmax(np.abs(got - value)), got.shape)
             notes.append(
                 f"the value itself is {got[worst]:.6g} in {own.moving[0].dtype} and "
-                f"{value[worst]:.6g} in float64: digits are lost, or (random numbers?) "
-                "it is another function there"
+                f"{value[worst]:.6g} in float64: digits are lost, or it is another "
+                "function there"
             )
             break
     return notes
+
+
+def draws_others(notes: Sequence[str], judged: Problem) -> list[str]:
+    """A doubt, if the values differ and there are random numbers in the function."""
+    program = str(jax.make_jaxpr(judged.mapping)(judged.moving, judged.fixed))
+    if "random_bits" not in program or not any("the value itself" in n for n in notes):
+        return []
+    return [
+        "the function draws random numbers, and others in float64, where the judge is: "
+        "draw them outside and pass them as an argument"
+    ]
 
 
 @np.errstate(all="ignore")

@@ -94,29 +94,32 @@ class GradientReport(NamedTuple):
         self,
         *,
         ulp: float | int,
-        methods: Sequence[str] | None = None,
+        methods: str | Sequence[str] | None = None,
         ignore_doubts: bool = False,
     ) -> None:
         """Fail a test unless every entry is within `ulp` of the judge.
 
         Args:
-            ulp: the largest error allowed, in ULP of the exact entry: errors_in_ulp.
+            ulp: the largest error allowed, in ULP of the exact entry, as in max_ulp.
             methods: the methods to ask; None asks all but differences and the complex
                 step, which are there as witnesses.
             ignore_doubts: pass even if the judge is in doubt.
 
         Raises:
             AssertionError: an entry is too far off, or the judge is in doubt.
-            ValueError: a named method is not in the report.
+            ValueError: no method is named, or one that is not in the report; or ulp is
+                below 0.
         """
+        if not ulp >= 0:
+            raise ValueError(f"ulp: got {ulp}, wanted at least 0")
+        if isinstance(methods, str):
+            methods = [methods]
         known = {row.method for row in self.rows}
-        if methods is not None and (absent := set(methods) - known):
-            raise ValueError(
-                f"methods: got {sorted(absent)}, wanted some of {sorted(known)}"
-            )
         asked = known - set(EVIDENCE) if methods is None else set(methods)
-        if methods is None and not asked:
-            raise ValueError("there is no row to judge: every method failed to apply")
+        if not asked or asked - known:
+            raise ValueError(
+                f"methods: got {sorted(asked)}, wanted some of {sorted(known)}"
+            )
         wrong = [
             row for row in self.rows if row.method in asked and not row.max_ulp <= ulp
         ]

@@ -81,8 +81,7 @@ class Blocks(Sequence[Block]):
         return self._count
 
     def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < self._count:
-            raise IndexError(index)
+        index = range(self._count)[index]
         epochs, cuts = 0, self._first
         if index >= len(cuts):
             epochs, index = divmod(index - len(cuts), len(self._later))
@@ -107,4 +106,6 @@ class RowsOf(Sequence[Int[np.ndarray, " rows"]]):
         return len(self._blocks)
 
     def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
         return self._blocks[index].rows

@@ -16,10 +16,8 @@ from jax_softmax import _checks as checks
 from jax_softmax._evaluation import Model, Transform, evaluate
 from jax_softmax._fit import Objective, one_step
 from jax_softmax._regression import SoftmaxRegression
-from jax_softmax._rows import gathered, validated
-from jax_softmax._shuffle import epoch_order
-
-BLOCK_ROWS = 2**14  # rows of a seed that are gathered for one call
+from jax_softmax._rows import gathered, on_device, validated
+from jax_softmax._shuffle import BLOCK_ROWS, epoch_order
 
 
 class SweepEpoch(NamedTuple):
@@ -100,10 +98,10 @@ def sweep(
             "optimizer must make one of optax's from a setting, as optax.sgd does, "
             "not be one already"
         )
+    checks.trainable(models)
+    checks.has_logits(models)
     checks.functions(objective=objective, transform=transform)
-    x = np.asarray(checks.plain("x", x))
-    checks.some_rows("x", x)
-    labels = np.asarray(checks.class_ids("labels", labels, x.shape[:1]))
+    x, labels = map(np.asarray, on_device("x", x, "labels", labels))
     batch_size = checks.at_least(1, "batch_size", batch_size)
     epochs = checks.at_least(0, "epochs", epochs)
     if validation is not None:
@@ -174,7 +172,9 @@ def _start(
     """Each seed's model and a fresh optimizer state, for every setting."""
 
     def one(model: Model, setting: Any) -> tuple[Model, optax.OptState]:
-        return model, optimizer(setting).init(model)
+        made = optimizer(setting)
+        checks.optimizer("what optimizer makes of a setting", made)
+        return model, made.init(model)
 
     return _over_both(one, (0, None), (None, 0))(models, settings)
 

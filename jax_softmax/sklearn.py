@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, Literal, cast
 
 import jax
@@ -74,7 +75,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> "SoftmaxClassifier":
         """Learn from X [rows, features] and labels y of any type."""
-        if not 0 < self.C < math.inf:
+        if not (isinstance(self.C, Real) and 0 < self.C < math.inf):
             raise ValueError(f"C must be a finite number above 0, got {self.C}")
         if not 0 <= self.tol < math.inf:
             raise ValueError(f"tol must be finite and not negative, got {self.tol}")
@@ -89,8 +90,11 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):
                 "y must hold at least 2 classes, got one class: "
                 f"{classes[0]!r} in all {len(ids)} rows"
             )
-        if start is None or not np.array_equal(start[0], classes):
-            start = classes, np.zeros((features, len(classes))), np.zeros(len(classes))
+        fresh = classes, np.zeros((features, len(classes))), np.zeros(len(classes))
+        if start is None or not (
+            np.array_equal(start[0], classes) and start[1].shape == fresh[1].shape
+        ):
+            start = fresh
         weights = self._weights(classes, ids, sample_weight)
         binary = 2 if len(classes) == 2 else 1
         with jax.enable_x64(True):

@@ -507,6 +507,13 @@ def test_random_numbers_that_depend_on_the_type_are_noticed():
 
     report = compare_gradients(noisy, None, Z, jax.random.key(0), probes=4)
     assert any("the value itself is" in note for note in report.notes)
+    assert "draws random numbers" in report.doubts[0]
+
+    def of_one_type(x, key):
+        return jnp.sum(x * jax.random.normal(key, x.shape, jnp.float32).astype(x.dtype))
+
+    same = compare_gradients(of_one_type, None, Z, jax.random.key(0), probes=4)
+    assert not any("random" in doubt for doubt in same.doubts)
 
 
 def test_the_report_prints_aligned_and_becomes_json():
@@ -536,8 +543,31 @@ def test_raise_if_names_unknown_methods_and_rows():
         ValueError, match=r"methods: got \['closed form'\], wanted some"
     ):
         report.raise_if(ulp=8, methods=FORM)
+    with pytest.raises(ValueError, match=r"methods: got \[\], wanted some"):
+        report.raise_if(ulp=8, methods=[])
+    for ulp in (-1, math.nan):
+        with pytest.raises(ValueError, match=f"ulp: got {ulp}, wanted at least 0"):
+            report.raise_if(ulp=ulp)
+    report.raise_if(ulp=8, methods="reverse")
     with pytest.raises(KeyError, match="no row"):
         report.row("w", "reverse")
+
+
+def test_a_closed_form_that_takes_no_cotangent_is_told_of_it():
+    with pytest.raises(TypeError, match=r"returns \(3,\), so a closed form is called"):
+        compare_gradients(jnp.exp, lambda z: jnp.exp(z), jnp.arange(3.0))
+
+
+@pytest.mark.parametrize("what", ["cotangent", "tangent"])
+def test_what_nothing_asks_for_is_refused(what):
+    with pytest.raises(ValueError, match=f"{what}: got one, wanted none"):
+        compare_gradients(jnp.sum, None, Z, **{what: jnp.ones(99)})
+
+
+@pytest.mark.usefixtures("our_errors")
+def test_places_that_are_no_integers():
+    with pytest.raises(TypeError, match="argnums: got 'b', wanted integers"):
+        compare_gradients(jnp.sum, None, Z, argnums="b")
 
 
 def test_a_small_entry_is_not_hidden_but_explained():

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from jax_softmax import SoftmaxRegression, fit
+from jax_softmax._shuffle import Blocks, RowsOf
 
 pytestmark = pytest.mark.usefixtures("strict_types")
 
@@ -119,12 +120,7 @@ def test_rows_however_they_are_read(read):
 )
 def test_rows_that_are_not_as_asked_for(read, sentence, our_errors):
     model, x, labels = problem()
-
-    class Wanted(list):
-        def __getitem__(self, index):
-            return list(self)[index]
-
-    source = Reading(x, labels, lambda s, wanted: read(s, Wanted(wanted)))
+    source = Reading(x, labels, lambda s, wanted: read(s, list(wanted)))
     arguments = {"optimizer": optax.sgd(0.1), "key": KEY, "epochs": 2, "batch_size": 10}
     with pytest.raises((ValueError, TypeError), match=sentence):
         list(fit(model, source, **arguments))
@@ -178,3 +174,12 @@ def test_the_device_does_not_wait_for_rows_that_come_while_it_works(waits):
     list(fit(model, source, **run))
     assert waits[0] >= 0.02  # for the first, it does
     assert waits[1:] == [0, 0, 0]
+
+
+def test_what_is_wanted_is_a_sequence():
+    wanted = RowsOf(Blocks(KEY, 20, 4, epochs=2, cut_every=1))
+    everyone = list(wanted)
+    np.testing.assert_array_equal(wanted[-1], everyone[-1])
+    np.testing.assert_array_equal(wanted[2:4], everyone[2:4])
+    with pytest.raises(IndexError):
+        wanted[len(everyone)]

@@ -125,3 +125,13 @@ def test_digits_without_scaling():
 def test_scikit_learn_stays_out_of_the_library():
     code = "import sys, jax_softmax; sys.exit('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_warm_start_with_other_features_is_a_fresh_one():
+    x = np.random.default_rng(0).normal(size=(60, 4))
+    y = np.arange(60) % 3
+    model = SoftmaxClassifier(warm_start=True)
+    for features in (4, 2, 1, 4):
+        model.fit(x[:, :features], y)
+        want = SoftmaxClassifier().fit(x[:, :features], y)
+        np.testing.assert_allclose(model.coef_, want.coef_, atol=1e-6)

@@ -197,3 +197,13 @@ def test_a_rate_at_which_fit_diverges_ends_the_experiment_in_a_sentence(
     with pytest.raises(Failed, match=r"^Stopped: the loss became inf .* was 1e\+38; "):
         experiment.run(experiment.Settings(dataset="digits", out=tmp_path, **sizes))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_rows_may_change_afterwards():
+    x, labels = X.copy(), LABELS.copy()
+    options = {"optimizer": optax.sgd, "settings": jnp.array([0.1]), "keys": KEYS}
+    run = sweep(models(), x, labels, epochs=2, **options)
+    next(run)
+    x[:], labels[:] = 0, 0
+    (want,) = [*sweep(models(), X, LABELS, epochs=2, **options)][1:]
+    np.testing.assert_array_equal(next(run).train_loss, want.train_loss)
