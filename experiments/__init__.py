@@ -5,5 +5,19 @@ Python does by itself takes a tenth of the main job.
 """
 
 import gc
+import os
+import signal
+import sys
 
 gc.set_threshold(100_000)
+
+
+def _leave(number: int, _: object) -> None:
+    print("Interrupted.", file=sys.stderr, flush=True)
+    os._exit(128 + number)
+
+
+if sys.argv[:1] == ["-m"]:  # while all is imported, until command.main takes over
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _leave)

@@ -183,13 +183,19 @@ class Checkpoints:
         # Orbax may tell of a full disk as of one file that it could not write.
         full = self.folder.is_dir() and self._free_bytes() < OVERHEAD
         reason = os.strerror(errno.ENOSPC) if full else _first_line(error)
+        remedy = "make room there" if no_room(reason) else "see that it can be"
         return Failed(
             f"A checkpoint cannot be written in {self.folder} ({reason}): "
-            f"make room there; {kept}."
+            f"{remedy}; {kept}."
         )
 
     def _free_bytes(self) -> int:
         return shutil.disk_usage(self.folder).free
+
+
+def no_room(reason: str | None) -> bool:
+    """Whether that is how the system says that a disk is full."""
+    return reason in (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
 class Unusable(Exception):

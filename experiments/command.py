@@ -81,7 +81,9 @@ def main(
     """Parse arguments into settings, run, and exit as a well-behaved program does."""
     try:
         parsed = parse(settings, arguments, program=program)
-        signal.signal(signal.SIGTERM, _interrupt)
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _interrupt)
         run(parsed)
     except (BadInput, DataError) as error:
         _exit(BAD_INPUT, str(error))
@@ -173,7 +175,8 @@ def above_zero(settings: Any, *names: str) -> None:
         BadInput: one is not.
     """
     for name in names:
-        if not 0 < (value := getattr(settings, name)) <= LARGEST:
+        value = getattr(settings, name)
+        if not (0 < value <= LARGEST and np.float32(value) > 0):
             raise BadInput(
                 f"{flag(name)} must be a finite float32 number above 0, got {value:g}."
             )

@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from functools import partial
@@ -27,7 +27,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from experiments import data, report, run_folder
-from experiments.checkpoint import Checkpoints
+from experiments.checkpoint import Checkpoints, no_room
 from experiments.command import (
     BadInput,
     Failed,
@@ -160,7 +160,11 @@ def train(settings: Train) -> None:
         images = first(images, 6000)
     clock.lap("data")
     out = settings.resume or settings.out or _new_folder(settings.dataset)
-    with run_folder.locked(out), _saying_what_is_full(out):
+    with (
+        run_folder.locked(out),
+        _saying_what_is_full(out),
+        stopping_at_leisure() as stop,
+    ):
         if settings.resume is None:
             config = {
                 "settings": asdict(settings),
@@ -187,7 +191,7 @@ def train(settings: Train) -> None:
             f"{jax.devices()[0].device_kind}"
             + (f", {settings.mesh}" if settings.mesh else "")
         )
-        model, metrics = _fitted(settings, out, dataset, images, epochs, mesh)
+        model, metrics = _fitted(settings, out, dataset, images, epochs, mesh, stop)
         clock.lap("training and checkpoints")
         if isinstance(images, Streamed):
             spent = clock.seconds()["training and checkpoints"]
@@ -202,9 +206,16 @@ def train(settings: Train) -> None:
             gradient_gap(model, images[: settings.batch_size], dataset.train_labels)
         )
         clock.lap("gradient beside the closed form")
-        report.say(_draw(out, metrics, model, dataset))
+        try:
+            report.say(_draw(out, metrics, model, dataset, stop))
+        except Stop as told:
+            raise Interrupted(
+                f"Interrupted while drawing: the model is trained, and kept in {out}. "
+                f"--resume {out} draws the rest.",
+                *told.args,
+            ) from None
         clock.lap("pictures")
-        with run_folder.replacing(out / "times.json") as file:
+        with run_folder.replacing(out / run_folder.TIMES) as file:
             file.write_text(report.to_json(_times(clock)))
         files = sorted(path for path in out.iterdir() if path.is_file())
         report.say(_spent(clock))
@@ -218,9 +229,11 @@ def _saying_what_is_full(out: Path) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
+        file, reason = error.filename or out, error.strerror or str(error)
+        remedy = "make room there" if no_room(reason) else "see that it can be"
         raise Failed(
-            f"The run cannot go on writing in {out} ({error.strerror or error}): make "
-            f"room there, then go on with --resume {out}."
+            f"The run cannot go on: {file} cannot be written ({reason}): {remedy}, "
+            f"then go on with --resume {out}."
         ) from None
 
 
@@ -231,6 +244,7 @@ def _fitted(
     images: np.ndarray | Streamed,
     epochs: int,
     mesh: Mesh | None,
+    stop: Callable[[], None],
 ) -> tuple[SoftmaxRegression, list[dict[str, Any]]]:
     """The trained model and its metrics, every moment of it kept in the folder."""
     features, classes = math.prod(images.shape[1:]), len(dataset.class_names)
@@ -249,17 +263,15 @@ def _fitted(
             "shuffle": jax.random.key_data(order_key).tolist(),
         },
     )
-    with ExitStack() as stack:
-        stop = stack.enter_context(stopping_at_leisure())
-        journal = Journal(
-            out,
-            checkpoints,
-            steps=steps,
-            every=settings.checkpoint_every,
-            tensorboard=settings.tensorboard,
-            stop=stop,
-        )
-        stack.enter_context(closing(journal))
+    journal = Journal(
+        out,
+        checkpoints,
+        steps=steps,
+        every=settings.checkpoint_every,
+        tensorboard=settings.tensorboard,
+        stop=stop,
+    )
+    with closing(journal):
         progress = Progress.start(model, optimizer)
         if settings.resume is None:
             run_folder.save(out, model)
@@ -441,20 +453,26 @@ def _draw(
     metrics: Sequence[dict[str, Any]],
     model: SoftmaxRegression,
     dataset: data.Dataset,
+    stop: Callable[[], None],
 ) -> str:
-    """The pictures; and how well calibrated the model is, in a sentence."""
+    """The pictures, until told to stop; and in a sentence, how calibrated it is."""
     from experiments import calibration, pictures
 
     images, labels = dataset.test_images, dataset.test_labels
     names = dataset.class_names
     logits, predictions = jax.device_get(_predicted(model, images))
+    stop()
     if metrics:
         pictures.curves(metrics, out / "curves.png")
+    stop()
     pictures.misclassified(
         images, labels, predictions, names, out / "misclassified.png"
     )
+    stop()
     pictures.weights(np.asarray(model.w), images.shape[1:], names, out / "weights.png")
+    stop()
     pictures.confusion(labels, predictions, names, out / "confusion.png")
+    stop()
     found = calibration.calibration(logits, labels)
     calibration.draw_reliability({"validation images": found}, out / "reliability.png")
     (out / "calibration.json").write_text(report.to_json(calibration.as_json(found)))

@@ -46,10 +46,14 @@ class Journal:
         found = self.checkpoints.newest(like=start)
         for sentence in found.passed_over if found else ():
             report.say(sentence)
-        self.checkpoints.set_aside(newer_than=found.name if found else "")
         progress = found.progress if found else start
         done = len(progress.losses)
         whole = progress.epoch if done == self.steps else progress.epoch - 1
+        if found:
+            run_folder.check_metrics(self.folder, whole)
+        else:
+            run_folder.check_not_begun(self.folder)
+        self.checkpoints.set_aside(newer_than=found.name if found else "")
         self.metrics = run_folder.keep_metrics(self.folder, whole)
         if found:
             run_folder.save(self.folder, progress.model)

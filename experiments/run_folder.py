@@ -20,8 +20,16 @@ from experiments.command import BadInput, cannot_write, check_folder, make_folde
 from jax_softmax import SoftmaxRegression
 
 CONFIG, METRICS, PARAMS = "config.json", "metrics.jsonl", "params.npz"
+TIMES = "times.json"  # of a run that has ended
 SUMMARY = "summary.json"  # of a run by several processes
 KIND = "softmax regression"
+RECORDED = {
+    "settings": dict,
+    "dataset": str,
+    "fingerprint": str,
+    "class_names": list,
+    "image_shape": list,
+}
 
 
 class SavedRun(NamedTuple):
@@ -60,7 +68,7 @@ def create(folder: Path, config: dict[str, Any]) -> None:
     """Start a run in a folder that holds none; config may name another kind.
 
     Raises:
-        BadInput: the folder cannot be written, or holds a run already.
+        BadInput: the folder cannot be written, or is not empty.
     """
     check_free(folder)
     try:
@@ -74,13 +82,18 @@ def check_free(folder: Path) -> None:
     """A run can start there, as far as can be told without making the folder.
 
     Raises:
-        BadInput: it cannot be written, or holds a run already.
+        BadInput: it cannot be written, or is not empty.
     """
     check_folder(folder)
     if os.path.exists(folder / CONFIG):
         raise BadInput(
             f"{folder} already holds a run: go on with --resume {folder}, or choose "
             "another --out."
+        )
+    if folder.exists() and (there := sorted(os.listdir(folder))):
+        raise BadInput(
+            f"{folder} is not empty ({there[0]} is in it), and a run would write over "
+            "it: choose another --out."
         )
 
 
@@ -99,13 +112,20 @@ def started_with(folder: Path) -> dict[str, Any]:
             f"{folder} holds no run ({CONFIG} is missing): start one with --out."
         ) from None
     except (ValueError, OSError) as error:
-        raise BadInput(
-            f"The run in {folder} is damaged ({CONFIG}: {error}): train it again with "
-            "another --out."
-        ) from None
+        raise _damaged(folder, f"{CONFIG}: {error}") from None
     if not isinstance(config, dict) or config.get("kind") != KIND:
         raise _of_another_model(folder)
+    for name, kind in RECORDED.items():
+        if not isinstance(config.get(name), kind):
+            raise _damaged(folder, f"{CONFIG}: {name} is missing or no {kind.__name__}")
     return config
+
+
+def _damaged(folder: Path, reason: str) -> BadInput:
+    return BadInput(
+        f"The run in {folder} is damaged ({reason}): restore it, or train it again "
+        "with another --out."
+    )
 
 
 def add_metrics(folder: Path, row: dict[str, Any]) -> None:
@@ -121,6 +141,27 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
 
 
+def check_metrics(folder: Path, epochs: int) -> None:
+    """There is a line of metrics.jsonl for each epoch done, or no such file at all.
+
+    Raises:
+        BadInput: one is missing or damaged.
+    """
+    path = folder / METRICS
+    try:
+        lines = path.read_text().splitlines()[:epochs]
+        found = [json.loads(line)["epoch"] for line in lines]
+    except FileNotFoundError:
+        return
+    except (ValueError, TypeError, KeyError, OSError):
+        found = []
+    if found != [*range(1, epochs + 1)]:
+        raise BadInput(
+            f"{path} does not hold a line for each of the {epochs} epochs done: "
+            "restore it, or move it away to go on without them."
+        )
+
+
 def keep_metrics(folder: Path, epochs: int) -> list[dict[str, Any]]:
     """Drop what metrics.jsonl has of later epochs, a torn last line included."""
     if not (folder / METRICS).exists():
@@ -129,6 +170,23 @@ def keep_metrics(folder: Path, epochs: int) -> list[dict[str, Any]]:
     with replacing(folder / METRICS) as file:
         file.write_text("".join(lines))
     return metrics(folder)
+
+
+def check_not_begun(folder: Path) -> None:
+    """A run without any checkpoint has nothing to lose by starting at the beginning.
+
+    The first one is whole before the third line of metrics.jsonl is written.
+
+    Raises:
+        BadInput: it was further than that.
+    """
+    path = folder / METRICS
+    lines = len(path.read_text().splitlines()) if path.is_file() else 0
+    if lines > 2 or (folder / TIMES).exists():
+        raise BadInput(
+            f"The run in {folder} has done {lines} epochs, but has no checkpoint to go "
+            "on from. Nothing was changed; train again with another --out."
+        )
 
 
 def save(folder: Path, model: SoftmaxRegression) -> None:
@@ -158,7 +216,8 @@ def load(folder: Path) -> SavedRun:
         ) from None
     except (ValueError, BadZipFile, EOFError, OSError) as error:
         raise BadInput(
-            f"The run in {folder} is damaged ({error}): train it again."
+            f"The run in {folder} is damaged ({error}): --resume {folder} restores "
+            "what its newest checkpoint has; without any, train it again."
         ) from None
     config = started_with(folder)
     if not _fits(config, params):

@@ -381,6 +381,8 @@ def draw(
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
     for i, (contender, (points, *_)) in enumerate(curves.items()):
+        # Each point is a run of its own: the lowest of those that took no longer.
+        points = sorted(points, key=lambda point: point.seconds)
         lowest = np.minimum.accumulate([q.objective for q in points])
         gaps = np.maximum(lowest - minimum, RESOLUTION)
         seconds = [q.seconds for q in points]

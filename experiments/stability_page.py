@@ -177,7 +177,7 @@ def draw_margins(found: dict[str, Any], path: Path) -> None:
         _lines(axes, margins["margin"], margins[what])
         axes.axvspan(margins["flushed_from"][what], 100, color="#eeeeee", zorder=0)
         axes.text(99, 3e-4, "below 1.2e-38", rotation=90, ha="right", fontsize=9)
-        axes.set(title=f"cross-entropy: {what}", yscale="log")
+        axes.set(title=f"cross-entropy in float32: {what}", yscale="log")
         axes.set(xlim=(0, 100), ylim=(1e-8, 10))
         axes.set_xlabel("margin of the label's logit over the other nine")
     panels[0].set_ylabel("worst relative error (1: all digits lost)")

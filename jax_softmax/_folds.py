@@ -126,11 +126,11 @@ def others_sum(exp_and_top: ExpAndTop, z: Array, top_exp: Array) -> Sums:
 
 
 def _others_in_lanes(exp_and_top: ExpAndTop, top_exp: Array, slices: Slices) -> Array:
-    """The others of all slices; a lane that has tops is negative, and all of them but
-    one are in it as top_exp.
+    """The others of all slices, added up element by element: a lane for each element.
 
-    That way a lane is one number. Two in one loop take the widest vectors, which slow
-    down all others on some CPUs.
+    A lane tells two things by one number: it is negative where it has met a maximum,
+    and its size is that of the others, plus top_exp for every further maximum. (Two
+    numbers in one loop take the widest vectors, which slow down others on some CPUs.)
     """
     exps, tops = [], []
     for part, new in slices:

@@ -34,7 +34,7 @@ def logsumexp(
     where: Bool[ArrayLike, "..."] | None = None,
     keepdims: bool = False,
 ) -> Float[Array, "..."]:
-    """log(sum(exp(x))) over an axis, in at least float32.
+    """log(sum(exp(x))) over an axis, by default the last, in at least float32.
 
         lse(x) = max + log1p(tail),   d lse / d x = softmax(x)
 
@@ -161,8 +161,9 @@ def normalized(
 ) -> Normalized:
     """lse, log-probabilities and probabilities from one partition of the last axis.
 
-    All are as wide as sums are, also where z is narrower. Those of single classes are
-    right to more than the type of z only if they are not to be rounded to it.
+    All are as wide as sums are, also where z is narrower. With `rounds`, log_probs and
+    probs are going to be rounded to the type of z, and are no more accurate than that
+    asks for; lse always is.
     """
     part, probs = partition_and_probability(z, shards, rounds=rounds)
     wide, column = checks.wide(z), part.column

@@ -12,7 +12,12 @@ from experiments import benchmark, report
 from experiments.catalog import DataError
 from experiments.command import BadInput, main
 
-SETTINGS = {"scaling": "Scaling", "scaling_pod": "Pod", "scaling_overhead": "Overhead"}
+SETTINGS = {
+    "fashion_mnist": "Train",
+    "scaling": "Scaling",
+    "scaling_pod": "Pod",
+    "scaling_overhead": "Overhead",
+}
 FOLDERS = {
     "benchmark_chips": "chips",
     "benchmark_dense": "dense",
@@ -64,15 +69,40 @@ def elsewhere(tmp_path, monkeypatch):
     [(name, words) for name, many in BAD_FLAGS.items() for words in many],
 )
 def test_a_bad_flag_is_one_sentence_and_nothing_is_made(name, words, tmp_path, capsys):
-    experiment, settings = settings_of(name)
-    with pytest.raises(SystemExit) as stop:
-        main(experiment.run, settings, words.split(), program=name)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
     flag, got = words.split()
+    error = refused(capsys, name, flag, got)
     assert error.startswith(flag)
     assert got.replace("e39", "e+39") in error.removeprefix(flag)
+    assert list(tmp_path.iterdir()) == []
+
+
+def refused(capsys, name, *arguments):
+    """The one sentence that an experiment ends with."""
+    experiment, settings = settings_of(name)
+    run = getattr(experiment, "train" if name == "fashion_mnist" else "run")
+    with pytest.raises(SystemExit) as stop:
+        main(run, settings, arguments, program=name)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
     assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "sentence"),
+    [
+        ("solvers", "--peers=scikit-learn_saga,_float64", "it sets the goals"),
+        ("solvers", "--dataset nothing", "nothing"),
+        ("sweep", "--lowest 2 --highest 1", "no higher than --highest, 1, got 2"),
+        ("sweep", "--quick --epochs 0", "--epochs must be at least 1, got 0"),
+        ("fashion_mnist", "--learning-rate 1e-50", "float32 number above 0, got 1e-50"),
+        ("gradients", "--ulp 8", "--function is missing"),
+        ("gradients", "--argnums 1", "--function is missing"),
+    ],
+)
+def test_flags_that_say_nothing_together(name, words, sentence, tmp_path, capsys):
+    arguments = [word.replace("_", " ") for word in words.split()]
+    assert sentence in refused(capsys, name, *arguments)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""experiments.solvers and experiments.sweep: bad input, goals, the edge."""
+"""experiments.solvers and experiments.sweep: goals, and where descent is stable."""
 
 import jax
 import jax.numpy as jnp
@@ -6,40 +6,9 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from experiments import solvers, sweep
-from experiments.command import main
+from experiments import sweep
 from experiments.solvers import RIVAL, Point, goals, race
 from jax_softmax import SoftmaxRegression
-
-
-@pytest.mark.parametrize(
-    ("experiment", "arguments", "sentence"),
-    [
-        (
-            solvers,
-            ["--limit", "0"],
-            "--limit must be a finite float32 number above 0, got 0",
-        ),
-        (solvers, ["--ours", "adam"], '--ours "adam" is none of'),
-        (solvers, ["--peers", "scikit-learn saga, float64"], "it sets the goals"),
-        (solvers, ["--dataset", "nothing"], "nothing"),
-        (sweep, ["--rates", "0"], "--rates must be at least 1, got 0"),
-        (
-            sweep,
-            ["--lowest", "2", "--highest", "1"],
-            "no higher than --highest, 1, got 2",
-        ),
-        (sweep, ["--batch-sizes", "0"], "--batch-sizes must be"),
-    ],
-)
-def test_bad_input_is_one_sentence_and_exit_2(experiment, arguments, sentence, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main(experiment.run, experiment.Settings, arguments, program="it")
-    assert exit_.value.code == 2
-    error = capsys.readouterr().err
-    assert sentence in error
-    assert error.count("\n") == 1
-
 
 PEER = [Point(1, 3.0, 1.0), Point(2, 2.0, 9e-5), Point(4, 1.5, 9e-5), Point(8, 1, 1e-9)]
 

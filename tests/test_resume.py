@@ -132,7 +132,33 @@ def test_told_to_stop_it_saves_and_another_waits_its_turn(
     assert f"Go on with --resume {out}" in error
     assert len(error.splitlines()) == 1
     newest = max((out / "checkpoints").iterdir())
-    assert int(newest.name) >= 6 * len(run_folder.metrics(out))
+    rows = run_folder.metrics(out)
+    assert int(newest.name) >= 6 * len(rows)
+    assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+    with np.load(out / "params.npz") as params:
+        assert params["w"].shape == (64, 10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_while_all_is_imported(tmp_path, number):
+    with running(*RUN, "--out", tmp_path / "run") as process:
+        time.sleep(0.6)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (128 + number, "Interrupted.\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_told_to_stop_while_pictures_are_drawn(tmp_path, capsys, monkeypatch):
+    def told(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        arguments[-1]()
+
+    monkeypatch.setattr(fashion_mnist, "_draw", told)
+    job = ["--dataset", "digits", "--epochs", 1, "--out", tmp_path / "run"]
+    error = refused(capsys, *job, code=130)
+    assert "the model is trained, and kept in" in error
+    assert f"--resume {tmp_path / 'run'} draws the rest" in error
 
 
 @pytest.fixture
@@ -304,6 +330,47 @@ def test_a_finished_run_is_finished(short_run, capsys):
     assert (short_run / "metrics.jsonl").read_text() == before
 
 
+@pytest.fixture
+def copied(short_run, tmp_path):
+    """A run that has done its two epochs, to be spoilt."""
+    return shutil.copytree(short_run, tmp_path / "copied")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text[:-9],
+        lambda text: "garbage\n" + text,
+        lambda text: text.splitlines(keepends=True)[0],
+        lambda text: text.replace('"epoch": 2', '"epoch": 3'),
+    ],
+)
+def test_metrics_of_epochs_done_that_are_damaged(copied, capsys, spoil):
+    metrics = copied / "metrics.jsonl"
+    spoilt = spoil(metrics.read_text())
+    metrics.write_text(spoilt)
+    error = refused(capsys, "--resume", copied)
+    assert "does not hold a line for each of the 2 epochs done" in error
+    assert metrics.read_text() == spoilt
+    metrics.unlink()  # the remedy
+    command("--resume", copied)
+
+
+def test_a_finished_run_without_checkpoints_is_not_begun_again(copied, capsys):
+    shutil.rmtree(copied / "checkpoints")
+    before = {p: p.read_bytes() for p in copied.iterdir() if p.is_file()}
+    error = refused(capsys, "--resume", copied)
+    assert "has done 2 epochs, but has no checkpoint to go on from" in error
+    assert {p: p.read_bytes() for p in copied.iterdir() if p.is_file()} == before
+
+
+def test_a_run_does_not_write_over_what_is_there(copied, capsys):
+    (copied / "config.json").unlink()
+    error = refused(capsys, "--dataset", "digits", "--out", copied)
+    assert "is not empty" in error
+    assert "choose another --out" in error
+
+
 def test_tensorboard_events(short_run):
     events = min((short_run / "tensorboard").iterdir())
     assert events.read_bytes().count(b"validation_accuracy") >= 2
@@ -317,6 +384,8 @@ def test_folders_that_cannot_be_resumed(short_run, capsys, tmp_path):
         ({"kind": "a CNN"}, "of another model"),
         ({"settings": config["settings"] | {"depth": 3}}, "does not know (depth)"),
         ({"fingerprint": "0"}, "was started with another data set"),
+        ({"settings": None}, "settings is missing or no dict"),
+        ({"class_names": None}, "class_names is missing or no list"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         assert sentence in refused(capsys, "--resume", tmp_path)
