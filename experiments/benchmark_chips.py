@@ -115,17 +115,15 @@ def _compiled(function: Any, arguments: tuple[Any, ...]) -> jax.stages.Compiled:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, ours / the peer's in each column."""
-    lines = [
-        "| function | shape | temp, MB | bytes accessed, MB | cost model, us |",
-        "|---|---|---:|---:|---:|",
-    ]
+    header = "function", "shape", "temp, MB", "bytes accessed, MB", "cost model, us"
+    lines = []
     for row in rows:
         cells = [
             " / ".join(_number(row[who].get(key), scale) for who in ("ours", "peer"))
             for key, scale in zip(COLUMNS, (1e-6, 1e-6, 1e6), strict=True)
         ]
-        lines.append(f"| {row['function']} | {row['shape']} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append((row["function"], row["shape"], *cells))
+    return report.table(header, lines, numbers_from=2) + "\n"
 
 
 def _number(value: float | None, scale: float) -> str:

@@ -322,22 +322,19 @@ def _line(row: dict[str, Any]) -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: time over the best peer's, and over the limit's, by shape."""
-    lines = []
+    titles = [f"{name}, of {limit}" for name, limit in LIMIT.items()]
+    tables = []
     for dtype in dict.fromkeys(row["dtype"] for row in rows):
-        titles = [f"{name}, of {limit}" for name, limit in LIMIT.items()]
-        lines += [
-            f"| {dtype} | {' | '.join(titles)} |",
-            "|---" * (1 + len(LIMIT)) + "|",
-        ]
+        lines = []
         for shape in dict.fromkeys(row["shape"] for row in rows):
             cells = [
                 f"{row['to_peer']:.2f} of {row['best_peer']}, {row['to_limit']:.1f}"
                 for row in rows
                 if (row["dtype"], row["shape"]) == (dtype, shape)
             ]
-            lines.append(f"| {shape} | {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines)
+            lines.append((shape, *cells))
+        tables.append(report.table((dtype, *titles), lines))
+    return "\n\n".join(tables) + "\n"
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:

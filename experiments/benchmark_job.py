@@ -48,10 +48,9 @@ def run(settings: Settings) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         kept = Path(scratch)
         imports = [_process(["-c", IMPORTS], kept) for _ in range(2)][-1]
-        runs = [_timed(job, kept, Path(scratch) / f"{n}") for n in range(rounds + 1)]
+        runs = [_timed(job, kept, kept / f"{n}") for n in range(rounds + 1)]
         streamed = [
-            _timed([*job, "--stream"], kept, Path(scratch) / f"s{n}")
-            for n in range(rounds)
+            _timed([*job, "--stream"], kept, kept / f"s{n}") for n in range(rounds)
         ]
     rows = [
         {"what": "first run: all is compiled"} | runs[0],
@@ -110,7 +109,7 @@ def _medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def _table(rows: list[dict[str, Any]]) -> str:
     parts = [name for name in rows[0]["parts"] if name != "all"]
     head = ["", "process", "CPU", *parts, "exit", "waited for rows", "MB"]
-    lines = [head, ["---", *["--:"] * (len(head) - 1)]]
+    lines = []
     for row in rows:
         seconds = [row["parts"][name] for name in parts]
         left = row["seconds"] - row["parts"]["all"]
@@ -118,4 +117,4 @@ def _table(rows: list[dict[str, Any]]) -> str:
         shown.append(row["waited_for_rows"])
         megabytes = f"{row['peak_megabytes']:.0f}"
         lines.append([row["what"], *(f"{s:.2f}" for s in shown), megabytes])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return report.table(head, lines, numbers_from=1)

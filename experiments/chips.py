@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxlib._jax import hlo_module_cost_analysis  # of another platform, no public way
 
 from experiments.command import BadInput
 
@@ -84,6 +83,9 @@ def figures(program: jax.stages.Compiled) -> dict[str, float]:
     temp = {"temp_bytes": 0 if memory is None else memory.temp_size_in_bytes}
     cost: Any = program.cost_analysis()
     if cost is None:
+        # Of another platform there is no public way.
+        from jaxlib._jax import hlo_module_cost_analysis
+
         executable: Any = program.runtime_executable()
         (module,) = executable.hlo_modules()
         cost = hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)

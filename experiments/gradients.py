@@ -222,7 +222,9 @@ def error_section(rows: Sequence[Row], dtype: str) -> str:
         [
             f"**{dtype}: {error_sentence(mine)}**",
             "",
-            table((f"{dtype}, worst entry in ULP", *roads), content),
+            report.table(
+                (f"{dtype}, worst entry in ULP", *roads), content, numbers_from=1
+            ),
             "",
             FOOTNOTE + (JUDGED_BY_ITSELF if dtype == "float64" else ""),
         ]
@@ -277,7 +279,9 @@ def time_section(rows: Sequence[Row], dtype: str) -> str:
             f"**{dtype}: one gradient takes, as a multiple of our rule's time, {text} "
             "(geometric means).**",
             "",
-            table((f"{dtype}, ms for one gradient", *roads), content),
+            report.table(
+                (f"{dtype}, ms for one gradient", *roads), content, numbers_from=1
+            ),
         ]
     )
 
@@ -306,7 +310,7 @@ def margin_section(panels: Sequence[MarginCurves]) -> str:
             f"an entry that is 100 % wrong {_listed(lost)}; our rule stays within "
             f"{ours:.1f} ULP up to a margin of {first.margins[-1]:g}.**",
             "",
-            table(head, content),
+            report.table(head, content, numbers_from=1),
         ]
     )
 
@@ -334,25 +338,9 @@ def step_section(found: Sequence[StepCurves]) -> str:
             "**Differences lose to rounding on one side, to curvature on the other: "
             f"with the best step of all, central ones have {_listed(digits)}.**",
             "",
-            table(head, content),
+            report.table(head, content, numbers_from=1),
         ]
     )
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Aligned, and Markdown as well; words to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *rest = zip(cells, widths, strict=True)
-        padded = [
-            first[0].ljust(first[1]),
-            *(cell.rjust(width) for cell, width in rest),
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = [f"{'-' * (width - 1)}:" for width in widths[1:]]
-    return "\n".join([line(head), line(["-" * widths[0], *rule]), *map(line, lines)])
 
 
 def _ulp(error: float, got: float) -> str:

@@ -75,11 +75,23 @@ def versions() -> dict[str, str]:
     return found
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown that lines up in a terminal too."""
-    lines = [header, ["-" * len(name) for name in header], *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(f"| {' | '.join(map(str.ljust, x, widths))} |" for x in lines)
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers_from: int = 99
+) -> str:
+    """A table in Markdown that lines up in a terminal too, numbers to the right."""
+    columns = zip(header, *rows, strict=True)
+    widths = [max(2, *map(len, column)) for column in columns]
+    words, numbers = widths[:numbers_from], widths[numbers_from:]
+    rule = ["-" * width for width in words] + [f"{'-' * (w - 1)}:" for w in numbers]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            *map(str.ljust, cells[:numbers_from], words),
+            *map(str.rjust, cells[numbers_from:], numbers),
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    return "\n".join(map(line, (header, rule, *rows)))
 
 
 def to_json(value: Any) -> str:

@@ -35,6 +35,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from matplotlib.figure import Figure
 
 from experiments import report
 from experiments.benchmark_linear import on_logits
@@ -148,22 +149,24 @@ def measured(chips: int, shape: Shape) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown, ours / naive in each column."""
-    lines = [
-        "| chips | temp, MB | flops | collectives, MB | least, MB | cost model, ms "
-        "| efficiency from 4 |",
-        "|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    header = (
+        *("chips", "temp, MB", "flops", "collectives, MB", "least, MB"),
+        *("cost model, ms", "efficiency from 4"),
+    )
+    lines = []
     for row in rows:
 
         def both(key: str, scale: float, row: dict[str, Any] = row) -> str:
             return " / ".join(f"{row[n][key] / scale:.4g}" for n in ("ours", "naive"))
 
         lines.append(
-            f"| {row['chips']} | {both('temp_bytes', 1e6)} | {both('flops', 1)} "
-            f"| {both('collective_bytes', 1e6)} | {row['least_bytes'] / 1e6:.4g} "
-            f"| {both('seconds', 1e-3)} | {' / '.join(_efficiencies(row, rows))} |"
+            (
+                *(f"{row['chips']}", both("temp_bytes", 1e6), both("flops", 1)),
+                *(both("collective_bytes", 1e6), f"{row['least_bytes'] / 1e6:.4g}"),
+                *(both("seconds", 1e-3), " / ".join(_efficiencies(row, rows))),
+            )
         )
-    return "\n".join(lines) + "\n"
+    return report.table(header, lines, numbers_from=0) + "\n"
 
 
 def efficiency(row: dict[str, Any], of: dict[str, Any], name: str) -> float:
@@ -182,13 +185,9 @@ def _efficiencies(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[s
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Memory and efficiency against the number of chips."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     chips = [row["chips"] for row in rows]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for name, label in (
         ("ours", "jax_softmax"),
         ("naive", "naive, partitioned by XLA"),
@@ -207,7 +206,6 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.minorticks_off()
         axes.legend()
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 @dataclass(frozen=True)

@@ -280,15 +280,16 @@ def filtering(model: Model, batch: Batch) -> list[dict[str, float]]:
 
 def predictions(text: english.English, batch: Batch, summary: Any) -> str:
     """A page of contexts, the next word, and the five that the model expects."""
-    lines = ["| ... the words before | next | the five likeliest |", "|---|---|---|"]
+    lines = []
     for row in np.linspace(0, len(batch.labels) - 1, 10).astype(int):
         before = " ".join(text.vocabulary[i] for i in batch.before[row][::-1])
         chances = zip(summary.top_ids[row], summary.top_log_probs[row], strict=True)
         likely = ", ".join(
             f"{text.vocabulary[i]} {math.exp(log_p):.2f}" for i, log_p in chances
         )
-        lines.append(f"| {before} | {text.vocabulary[batch.labels[row]]} | {likely} |")
-    return "\n".join(lines).replace("<", "(").replace(">", ")") + "\n"
+        lines.append((before, text.vocabulary[batch.labels[row]], likely))
+    header = "... the words before", "next", "the five likeliest"
+    return report.table(header, lines).replace("<", "(").replace(">", ")") + "\n"
 
 
 def _findings(results: dict[str, Any]) -> list[str]:

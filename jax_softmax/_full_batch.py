@@ -124,8 +124,12 @@ class FullBatch:
         One rounding for each product's terms and for the logits behind the residuals:
         eps * || |x|^T share (|r| + p (1 - p) size) ||, size_i = |x_i| |w| + |b|.
         """
+
+        def absolute(rows: Array) -> Array:
+            return jnp.abs(self._features(rows, v.dtype))
+
         _, residual, probs = outcome(z, self.labels)
-        size = self._replaced(lambda x: jnp.abs(self._features(x, v.dtype)))
+        size = replace(self, transform=absolute)
         largest = size.logits(jnp.abs(v)).max(-1, keepdims=True)
         blur = jnp.abs(residual) + probs * (1 - probs) * largest
         reach = size.pullback(self.share[:, None] * blur) + self.ridge(jnp.abs(v))
@@ -210,9 +214,6 @@ class FullBatch:
 
     def _features(self, rows: Array, dtype: jnp.dtype) -> Array:
         return self.transform(rows).astype(dtype)
-
-    def _replaced(self, transform: Callable[[Array], Array]) -> "FullBatch":
-        return replace(self, transform=transform)
 
 
 def precondition(preconditioner: Array, r: Parameters) -> Parameters:
