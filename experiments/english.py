@@ -51,7 +51,10 @@ def _file(path: Path) -> tuple[str, str]:
     try:
         return path.read_text(encoding="utf-8", errors="replace"), path.name
     except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}).") from error
+        raise BadInput(
+            f"{path} cannot be read ({error.strerror}): give a file of words with "
+            "--text, or leave it out."
+        ) from error
 
 
 def _dictionary() -> tuple[str, str]:

@@ -197,7 +197,7 @@ def _compare(
         shapes = ", ".join(f"{n} {a.dtype}{list(a.shape)}" for n, a in arrays.items())
         raise BadInput(
             f"{pair.function} cannot be called with {shapes} of {pair.args} "
-            f"({_reason(error)})."
+            f"({_reason(error)}): save what it takes, as np.savez(FILE, x=x, w=w)."
         ) from None
     argnums = pair.argnums[0] if len(pair.argnums) == 1 else pair.argnums
     try:

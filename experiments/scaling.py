@@ -355,12 +355,16 @@ def _gone_on_with(settings: Scaling) -> Scaling:
     try:
         begun = json.loads((folder / run_folder.CONFIG).read_text())
     except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise BadInput(
-            f"There is no run to go on with in {folder} ({error}): name one that --out "
-            "made."
+            f"There is no run to go on with in {folder} ({reason}): name one that "
+            "--out made."
         ) from None
     if not isinstance(begun, dict) or not begun.keys() >= set(DECISIVE):
-        raise BadInput(f"The run in {folder} is of another experiment.")
+        raise BadInput(
+            f"The run in {folder} is of another experiment: name one that "
+            "experiments.scaling made."
+        )
     settings = Scaling(**{name: begun[name] for name in DECISIVE})
     asked = parse_again(folder, settings, DECISIVE, sys.argv[1:], program="scaling")
     return replace(asked, out=folder, resume=folder)

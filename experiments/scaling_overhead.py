@@ -19,13 +19,13 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from experiments import report, run_folder
-from experiments.command import Failed, at_least, make_folder
+from experiments.command import Failed, at_least, make_folder, results_folder
 
 MESHES = "data=2,model=1", "data=1,model=2"
 WAYS = {"1 process x 2 devices": (1, 2), "2 processes x 1 device": (2, 1)}
@@ -45,13 +45,19 @@ class Overhead:
     """Columns of w."""
     steps: int = 20
     """Updates in a run."""
-    out: Path = Path("experiments/results/scaling")
-    """The folder for overhead.json."""
+    out: Path | None = None
+    """The folder for overhead.json; by default experiments/results/scaling, with
+    --quick runs/scaling-quick."""
+    quick: bool = False
+    """Two rounds of two small steps: a check that everything works."""
 
 
 def run(settings: Overhead) -> None:
     at_least(2, settings, "rounds", "batch_size", "features", "classes", "steps")
-    make_folder(settings.out)
+    out = results_folder("scaling", settings.out, quick=settings.quick)
+    make_folder(out)
+    if settings.quick:
+        settings = replace(settings, rounds=2, batch_size=16, steps=3)
     seconds: dict[str, dict[str, list[list[float]]]] = {
         mesh: {way: [] for way in WAYS} for mesh in MESHES
     }
@@ -76,7 +82,7 @@ def run(settings: Overhead) -> None:
         )
     )
     found = {"settings": settings.__dict__, "meshes": rows}
-    path = settings.out / "overhead.json"
+    path = out / "overhead.json"
     path.write_text(report.to_json(found | {"environment": report.environment()}))
     report.say(f"Written: {path}")
 

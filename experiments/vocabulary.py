@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +27,9 @@ from experiments.command import (
     Failed,
     above_zero,
     at_least,
-    check_folder,
     main,
     make_folder,
+    results_folder,
     takes_seed,
 )
 from experiments.measure import compiled, interleave
@@ -47,8 +47,9 @@ class Settings:
 
     text: Path | None = None
     """A text of your own; by default Debian's dictionary gcide, fetched if need be."""
-    out: Path = Path("experiments/results/vocabulary")
-    """Where vocabulary.json, curves.png and predictions.md go."""
+    out: Path | None = None
+    """Where vocabulary.json, curves.png and predictions.md go; by default
+    experiments/results/vocabulary, with --quick runs/vocabulary-quick."""
     classes: int = 32768
     """Words of the vocabulary, the most frequent ones."""
     features: int = 128
@@ -61,6 +62,8 @@ class Settings:
     seed: int = 0
     naive: bool = True
     """Train by the loss on logits too."""
+    quick: bool = False
+    """2,000 words, a small model, 20 steps: a check that everything works."""
 
 
 class Model(NamedTuple):
@@ -108,7 +111,9 @@ def run(settings: Settings) -> None:
     at_least(1, settings, "features", "context", "batch", "steps")
     above_zero(settings, "rate")
     takes_seed(settings)
-    check_folder(settings.out)
+    out = results_folder("vocabulary", settings.out, quick=settings.quick)
+    if settings.quick:
+        settings = replace(settings, classes=2000, features=16, batch=256, steps=20)
     text = english.load(settings.text, settings.classes)
     validation_words = min(16384, len(text.ids) // 10)
     train, validation = np.split(text.ids, [len(text.ids) - validation_words])
@@ -117,7 +122,7 @@ def run(settings: Settings) -> None:
             f"{text.source} has {len(text.ids)} words, too few to train on: give a "
             f"longer --text, or a smaller --batch."
         )
-    make_folder(settings.out)
+    make_folder(out)
     classes = len(text.vocabulary)
     report.say(f"{text.source}: {len(text.ids):,} words, vocabulary {classes:,}")
     unigram = _unigram(train, classes)
@@ -170,12 +175,12 @@ def run(settings: Settings) -> None:
         "largest_difference_of_the_losses": _apart(runs),
         "skip_below": filtering(model, _batch(train, settings, random)),
     }
-    (settings.out / "vocabulary.json").write_text(report.to_json(results))
+    (out / "vocabulary.json").write_text(report.to_json(results))
     page = predictions(text, held_out, summary)
-    (settings.out / "predictions.md").write_text(page)
-    draw(runs, results, settings.out / "curves.png")
+    (out / "predictions.md").write_text(page)
+    draw(runs, results, out / "curves.png")
     report.say(page, *_findings(results), sep="\n")
-    report.say(f"Files: {settings.out}")
+    report.say(f"Files: {out}")
 
 
 def _unigram(train: np.ndarray, classes: int) -> np.ndarray:

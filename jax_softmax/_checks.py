@@ -304,6 +304,8 @@ def held(name: str, value: ArrayLike) -> None:
 
 def scalar(name: str, value: ArrayLike) -> Array:
     """One number, which may be traced."""
+    if isinstance(value, tuple | list):
+        raise TypeError(f"{name} must be one number, got a {type(value).__name__}")
     array = array_of(name, value)
     if array.ndim:
         raise ValueError(f"{name} must be one number, got shape {array.shape}")

@@ -223,10 +223,10 @@ def _cells(row: GradientRow) -> tuple[str, ...]:
 
 
 def _complaint(row: GradientRow, ulp: float | int) -> str:
-    where = f"{row.leaf}{list(row.at)}"
+    where, digits = f"{row.leaf}{list(row.at)}", 17 if row.dtype == "float64" else 9
     text = (
         f"{row.method} of {where} is {row.max_ulp:.4g} ULP off, wanted <= {ulp:g}: "
-        f"got {row.got:.9g}, exact {row.exact:.9g}"
+        f"got {row.got:.{digits}g}, exact {row.exact:.{digits}g}"
     )
     if 0 < row.max_abs < math.inf and abs(row.exact) < 1e-3 * row.largest:
         text += (

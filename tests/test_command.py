@@ -26,10 +26,12 @@ FOLDERS = {
     "benchmark_train": "train",
     "decisions": "decisions",
     "gradients": "gradients",
+    "scaling_overhead": "scaling",
     "scaling_pod": "scaling",
     "solvers": "solvers",
     "stability": "stability",
     "sweep": "sweep",
+    "vocabulary": "vocabulary",
 }
 BAD_FLAGS = {
     "benchmark_dense": ["--seconds 0", "--seconds nan"],
@@ -114,7 +116,7 @@ def test_no_folder_is_made_for_a_data_set_that_there_is_not(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", [*FOLDERS, "scaling_overhead", "vocabulary"])
+@pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(
     name, tmp_path
 ):

@@ -111,10 +111,10 @@ for classes in (7, 50):
         jax.ShapeDtypeStruct((rows,), np.int32),
     )
     exported = export.export(jax.jit(gradient))(*shapes)
-    for count in (1, 3, 20):
+    for count in (1, 20):
         z = np.random.default_rng(0).normal(size=(count, classes)).astype(np.float32)
         labels = np.arange(count, dtype=np.int32) % classes
-        got, want = exported.call(z, labels), gradient(z, labels)
+        got, want = exported.call(z, labels), jax.jit(gradient)(z, labels)
         np.testing.assert_allclose(got, want, atol=1e-6)
 """
 

@@ -55,7 +55,7 @@ def test_bad_input_is_one_sentence(tmp_path, capsys):
     short = tmp_path / "short.txt"
     short.write_text("a few words")
     for path, sentence in (
-        (tmp_path / "none", "none cannot be read (No such file or directory)."),
+        (tmp_path / "none", "none cannot be read (No such file or directory): give a"),
         (short, "short.txt has 3 words, too few to train on"),
     ):
         with pytest.raises(SystemExit, match="2"):
