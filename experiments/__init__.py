@@ -17,7 +17,8 @@ def _leave(number: int, _: object) -> None:
     os._exit(128 + number)
 
 
-if sys.argv[:1] == ["-m"]:  # while all is imported, until command.main takes over
+module = next((word for word in sys.orig_argv if f"{__name__}." in word), None)
+if module and sys.argv[:1] == ["-m"]:  # until command.main takes over
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _leave)

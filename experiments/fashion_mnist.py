@@ -217,7 +217,7 @@ def train(settings: Train) -> None:
         clock.lap("pictures")
         with run_folder.replacing(out / run_folder.TIMES) as file:
             file.write_text(report.to_json(_times(clock)))
-        files = sorted(path for path in out.iterdir() if path.is_file())
+        files = [path for path in run_folder.files_of_run(out) if path.is_file()]
         report.say(_spent(clock))
         report.say("Files:", *(f"  {path}" for path in files), sep="\n")
 
@@ -232,7 +232,7 @@ def _saying_what_is_full(out: Path) -> Iterator[None]:
         file, reason = error.filename or out, error.strerror or str(error)
         remedy = "make room there" if no_room(reason) else "see that it can be"
         raise Failed(
-            f"The run cannot go on: {file} cannot be written ({reason}): {remedy}, "
+            f"The run cannot go on: {file} cannot be used ({reason}): {remedy}, "
             f"then go on with --resume {out}."
         ) from None
 
@@ -316,7 +316,7 @@ def _fitted(
             ) from None
         except Stop as told:
             raise Interrupted(
-                f"Interrupted after {len(journal.metrics)} of {epochs} epochs: all "
+                f"Interrupted after {journal.epochs} of {epochs} epochs: all "
                 f"that was done is kept in {out}. Go on with --resume {out}.",
                 *told.args,
             ) from None
@@ -345,6 +345,11 @@ def resumed(settings: Train, arguments: Sequence[str]) -> Train:
             f"The run in {settings.resume} has settings that this version does not "
             f"know ({', '.join(sorted(unknown))}): update this program."
         )
+    for field in fields(Train):
+        found = type(saved.get(field.name, field.default))
+        if field.default is not None and found is not type(field.default):
+            reason = f"{field.name} is of type {found.__name__}"
+            raise run_folder.damaged(settings.resume, f"config.json: {reason}")
     data_dir = saved.get("data_dir")
     places = {"data_dir": data_dir and Path(data_dir), "out": None, "resume": None}
     begun = Train(**saved | places)

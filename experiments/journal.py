@@ -38,6 +38,7 @@ class Journal:
         self.folder, self.checkpoints = folder, checkpoints
         self.steps, self.every, self.stop = steps, every, stop
         self.metrics: list[dict[str, Any]] = []
+        self.epochs = 0  # that are done
         self._saved: Progress | None = None
         self.events = _event_writer(folder) if tensorboard else None
 
@@ -49,6 +50,7 @@ class Journal:
         progress = found.progress if found else start
         done = len(progress.losses)
         whole = progress.epoch if done == self.steps else progress.epoch - 1
+        self.epochs = whole
         if found:
             run_folder.check_metrics(self.folder, whole)
         else:
@@ -83,6 +85,7 @@ class Journal:
         run_folder.save(self.folder, epoch.model)
         run_folder.add_metrics(self.folder, line)
         self.metrics.append(line)
+        self.epochs = epoch.number
         if self.events:
             for name in ("train_loss", "validation_loss", "validation_accuracy"):
                 self.events.add_scalar(name, line[name], epoch.number)

@@ -22,6 +22,7 @@ from jax_softmax import SoftmaxRegression
 CONFIG, METRICS, PARAMS = "config.json", "metrics.jsonl", "params.npz"
 TIMES = "times.json"  # of a run that has ended
 SUMMARY = "summary.json"  # of a run by several processes
+OWN = CONFIG, METRICS, PARAMS, TIMES, "calibration.json", "checkpoints", "tensorboard"
 KIND = "softmax regression"
 RECORDED = {
     "settings": dict,
@@ -68,7 +69,7 @@ def create(folder: Path, config: dict[str, Any]) -> None:
     """Start a run in a folder that holds none; config may name another kind.
 
     Raises:
-        BadInput: the folder cannot be written, or is not empty.
+        BadInput: the folder cannot be written, or holds what a run would write over.
     """
     check_free(folder)
     try:
@@ -82,7 +83,7 @@ def check_free(folder: Path) -> None:
     """A run can start there, as far as can be told without making the folder.
 
     Raises:
-        BadInput: it cannot be written, or is not empty.
+        BadInput: it cannot be written, or holds what a run would write over.
     """
     check_folder(folder)
     if os.path.exists(folder / CONFIG):
@@ -90,11 +91,17 @@ def check_free(folder: Path) -> None:
             f"{folder} already holds a run: go on with --resume {folder}, or choose "
             "another --out."
         )
-    if folder.exists() and (there := sorted(os.listdir(folder))):
+    if there := files_of_run(folder):
         raise BadInput(
-            f"{folder} is not empty ({there[0]} is in it), and a run would write over "
-            "it: choose another --out."
+            f"{there[0]} is there already, and a run would write over it: choose "
+            "another --out."
         )
+
+
+def files_of_run(folder: Path) -> list[Path]:
+    """What a run leaves in its folder, as far as it is there."""
+    there = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in there if path.name in OWN or path.suffix == ".png")
 
 
 def started_with(folder: Path) -> dict[str, Any]:
@@ -112,16 +119,17 @@ def started_with(folder: Path) -> dict[str, Any]:
             f"{folder} holds no run ({CONFIG} is missing): start one with --out."
         ) from None
     except (ValueError, OSError) as error:
-        raise _damaged(folder, f"{CONFIG}: {error}") from None
+        raise damaged(folder, f"{CONFIG}: {error}") from None
     if not isinstance(config, dict) or config.get("kind") != KIND:
         raise _of_another_model(folder)
     for name, kind in RECORDED.items():
         if not isinstance(config.get(name), kind):
-            raise _damaged(folder, f"{CONFIG}: {name} is missing or no {kind.__name__}")
+            raise damaged(folder, f"{CONFIG}: {name} is missing or no {kind.__name__}")
     return config
 
 
-def _damaged(folder: Path, reason: str) -> BadInput:
+def damaged(folder: Path, reason: str) -> BadInput:
+    """The sentence for a run that cannot be gone on with."""
     return BadInput(
         f"The run in {folder} is damaged ({reason}): restore it, or train it again "
         "with another --out."
@@ -142,23 +150,22 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def check_metrics(folder: Path, epochs: int) -> None:
-    """There is a line of metrics.jsonl for each epoch done, or no such file at all.
+    """metrics.jsonl has a line for each epoch done, or for the last ones of them, or
+    there is no such file.
 
     Raises:
         BadInput: one is missing or damaged.
     """
-    path = folder / METRICS
-    try:
-        lines = path.read_text().splitlines()[:epochs]
-        found = [json.loads(line)["epoch"] for line in lines]
-    except FileNotFoundError:
+    if not (folder / METRICS).exists():
         return
-    except (ValueError, TypeError, KeyError, OSError):
-        found = []
-    if found != [*range(1, epochs + 1)]:
+    try:
+        done = [row["epoch"] for row in _metrics_until(folder, epochs)]
+    except OSError:
+        done = []
+    if not done or done != [*range(done[0], epochs + 1)]:
         raise BadInput(
-            f"{path} does not hold a line for each of the {epochs} epochs done: "
-            "restore it, or move it away to go on without them."
+            f"{folder / METRICS} does not hold a line for each of the {epochs} epochs "
+            "done: restore it, or move it away to go on without them."
         )
 
 
@@ -166,10 +173,25 @@ def keep_metrics(folder: Path, epochs: int) -> list[dict[str, Any]]:
     """Drop what metrics.jsonl has of later epochs, a torn last line included."""
     if not (folder / METRICS).exists():
         return []
-    lines = (folder / METRICS).read_text().splitlines(keepends=True)[:epochs]
+    kept = _metrics_until(folder, epochs)
     with replacing(folder / METRICS) as file:
-        file.write_text("".join(lines))
-    return metrics(folder)
+        file.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    return kept
+
+
+def _metrics_until(folder: Path, epochs: int) -> list[dict[str, Any]]:
+    """The lines up to that epoch's, or up to one that is damaged."""
+    rows = []
+    for line in (folder / METRICS).read_text(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+            later = row["epoch"] > epochs
+        except (ValueError, TypeError, KeyError):
+            break
+        if later:
+            break
+        rows.append(row)
+    return rows
 
 
 def check_not_begun(folder: Path) -> None:
@@ -181,8 +203,8 @@ def check_not_begun(folder: Path) -> None:
         BadInput: it was further than that.
     """
     path = folder / METRICS
-    lines = len(path.read_text().splitlines()) if path.is_file() else 0
-    if lines > 2 or (folder / TIMES).exists():
+    lines = path.read_bytes().count(b"\n") if path.is_file() else 0
+    if lines > 2 or (lines and (folder / TIMES).exists()):
         raise BadInput(
             f"The run in {folder} has done {lines} epochs, but has no checkpoint to go "
             "on from. Nothing was changed; train again with another --out."

@@ -49,7 +49,7 @@ class Overhead:
     """The folder for overhead.json; by default experiments/results/scaling, with
     --quick runs/scaling-quick."""
     quick: bool = False
-    """Two rounds of two small steps: a check that everything works."""
+    """Two rounds of three small steps: a check that everything works."""
 
 
 def run(settings: Overhead) -> None:

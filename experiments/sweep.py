@@ -303,9 +303,10 @@ def draw_sizes(groups: list[Group], rates: np.ndarray, path: Path) -> None:
     sizes = np.asarray([done.batch_size for done in groups])
     losses = np.stack([done.validation_loss for done in groups])
     shown = np.unique(np.linspace(0, len(rates) - 1, 6).astype(int))
+    lowest = losses[np.isfinite(losses)].min()
     for i, rate in enumerate(shown):
-        if np.nanmin(losses[:, :, rate].mean(1)) > TALLEST * np.nanmin(losses):
-            continue  # its line would be above the picture
+        if not (losses[:, :, rate].mean(1) <= TALLEST * lowest).any():
+            continue  # its line would be above the picture, or is nowhere
         label = f"learning rate {rates[rate]:.3g}"
         _band(axes, sizes, losses[:, :, rate].T, label, f"C{i}")
     chosen = [done.validation_loss[:, best(done, rates)["index"]] for done in groups]

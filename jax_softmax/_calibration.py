@@ -46,6 +46,10 @@ class TemperatureScaling(NamedTuple):
         """The rescaled logits; at T = 0 their limit: 0 for the largest, -inf elsewhere.
 
         A class that is ruled out (-inf) remains so, also at T = inf.
+
+        Raises:
+            TypeError: logits are not floating point.
+            ValueError: the temperature is not one number.
         """
         z = _wide(logits)
         temperature = checks.scalar("temperature", self.temperature)

@@ -183,8 +183,11 @@ def functions(**values: object) -> None:
 
 def trainable(model: Any) -> None:
     """A pytree of floating-point arrays."""
-    for leaf in jax.tree.leaves(model):
-        floating("each array of the model", leaf)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
+        kind = getattr(leaf, "dtype", None) or np.result_type(type(leaf))
+        if not jnp.issubdtype(kind, jnp.floating):
+            name = f"model{jax.tree_util.keystr(path)}"
+            raise TypeError(f"{name} must be floating point, got {kind}")
 
 
 def has_logits(model: Any) -> None:
@@ -198,7 +201,7 @@ def has_logits(model: Any) -> None:
 
 def optimizer(name: str, value: Any) -> None:
     """One of optax's."""
-    if not hasattr(value, "update"):
+    if not (hasattr(value, "init") and hasattr(value, "update")):
         raise TypeError(
             f"{name} must be one of optax's, such as optax.sgd(0.1), got {value!r}"
         )

@@ -196,7 +196,10 @@ def z_loss_hvp(
 def _wide(x: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"the formulas are of floating-point numbers, got {x.dtype}")
+        raise TypeError(
+            f"logits, probs and tangents must be floating point, got {x.dtype}: "
+            "convert with .astype(jnp.float32)"
+        )
     return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
 
 

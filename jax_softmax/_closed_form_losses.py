@@ -181,12 +181,11 @@ def temperature_gradient(
     >>> print(jnp.round(dz, 4), jnp.round(dt, 4))
     [[-0.3655  0.3655]] [-0.3655]
     """
-    z, t = _wide(logits), _wide(temperature)
+    z, kind = _wide(logits), getattr(temperature, "dtype", logits.dtype)
+    t = jnp.asarray(temperature, z.dtype)
     residual = _label_residual(z / t, labels, 0.0)
     slope = -jnp.sum(residual * _over_label(z, labels), axis=-1) / t**2
-    return (residual / t).astype(logits.dtype), slope.astype(
-        jnp.result_type(temperature)
-    )
+    return (residual / t).astype(logits.dtype), slope.astype(kind)
 
 
 def temperature_curvature(
@@ -205,13 +204,12 @@ def temperature_curvature(
     >>> print(jnp.round(temperature_curvature(rows, labels, jnp.array(2.0)), 4))
     [0.4147]
     """
-    z, t = _wide(logits), _wide(temperature)
+    z, kind = _wide(logits), getattr(temperature, "dtype", logits.dtype)
+    t = jnp.asarray(temperature, z.dtype)
     p, ahead = _softmax(z / t), _over_label(z, labels)
     mean = _mean(p, ahead)
     variance = jnp.sum(p * (ahead - mean) ** 2, axis=-1)
-    return (2 * mean[..., 0] / t**3 + variance / t**4).astype(
-        jnp.result_type(temperature)
-    )
+    return (2 * mean[..., 0] / t**3 + variance / t**4).astype(kind)
 
 
 def _hits(z: Array, labels: Array) -> Array:

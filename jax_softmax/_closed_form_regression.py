@@ -46,7 +46,7 @@ def regression_gradient(
     x, share = _kept(x, where, w)
     residual = share * _label_residual(_logits(w, b, x), labels, 0.0)
     residual = residual if where is None else jnp.where(where[:, None], residual, 0)
-    return _pair((w, b), x, residual, l2 * w)
+    return _pair((w, b), x, residual, l2 * w.astype(x.dtype))
 
 
 def regression_hvp(
@@ -72,7 +72,7 @@ def regression_hvp(
     x, share = _kept(x, where, w)
     p, moved = _softmax(_logits(w, b, x)), _logits(*tangent, x)
     bent = share * p * (moved - _mean(p, moved))
-    return _pair((w, b), x, bent, l2 * tangent[0])
+    return _pair((w, b), x, bent, l2 * tangent[0].astype(x.dtype))
 
 
 def regression_gauss_newton_vp(
@@ -103,7 +103,7 @@ def regression_gauss_newton_vp(
     root = jnp.sqrt(p)
     half = root * (moved - _mean(p, moved))
     bent = share * (root * half - p * _mean(root, half))
-    return _pair((w, b), x, bent, l2 * tangent[0])
+    return _pair((w, b), x, bent, l2 * tangent[0].astype(x.dtype))
 
 
 def regression_fisher_vp(

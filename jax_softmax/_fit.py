@@ -101,7 +101,7 @@ def fit(
         x: one row per example, of any type: kept as it is, for example as uint8, and
             copied unless it is read-only. Or Rows, which bring their own labels from
             wherever they are.
-        labels: class ids.
+        labels: class ids; objective gets them as int32.
         optimizer: any of optax's that goes by gradients, also one that searches along
             a line of the batch's objective or minds its loss.
         key: decides the order of the rows.

@@ -1,7 +1,8 @@
 """The arguments of compare_gradients: what moves, what is told, what comes back."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import index
 from typing import Any, NamedTuple
 
 import jax
@@ -43,9 +44,13 @@ def differentiated(
     function: Callable[..., Any], args: tuple[Any, ...], argnums: int | Sequence[int]
 ) -> tuple[Any, list[str], list[int]]:
     """What argnums names: as one tree, and its leaves' names and places in args."""
-    chosen = [argnums] if isinstance(argnums, int) else list(argnums)
-    if not all(isinstance(n, int) for n in chosen):
-        raise TypeError(f"argnums: got {argnums!r}, wanted integers, places in args")
+    try:
+        alone = not isinstance(argnums, Iterable)
+        chosen = [index(n) for n in ([argnums] if alone else argnums)]
+    except TypeError:
+        raise TypeError(
+            f"argnums: got {argnums!r}, wanted integers, places in args"
+        ) from None
     if not all(-len(args) <= n < len(args) for n in chosen):
         raise ValueError(f"argnums: got {argnums}, wanted places in {len(args)} args")
     chosen = [n % len(args) for n in chosen]
@@ -67,7 +72,7 @@ def differentiated(
             "at least one"
         )
     template = tuple(args[n] for n in chosen)
-    return template[0] if isinstance(argnums, int) else template, names, places
+    return template[0] if alone else template, names, places
 
 
 def _parameter(function: Callable[..., Any], n: int) -> str:

@@ -1,5 +1,6 @@
 """What compare_gradients has to say beside its numbers: hints, notes and doubts."""
 
+import re
 from collections.abc import Sequence
 
 import jax
@@ -101,10 +102,18 @@ def about_the_judge(
 
 
 def draws_others(notes: Sequence[str], judged: Problem) -> list[str]:
-    """A doubt, if the values differ and there are random numbers in the function."""
-    program = str(jax.make_jaxpr(judged.mapping)(judged.moving, judged.fixed))
-    if "random_bits" not in program or not any("the value itself" in n for n in notes):
+    """A doubt, if the values differ and so do the random bits that are drawn."""
+    if not any("the value itself" in note for note in notes):
         return []
+
+    def drawn(problem: Problem) -> list[str]:
+        program = jax.make_jaxpr(problem.mapping)(problem.moving, problem.fixed)
+        return re.findall(r"random_bits\[[^\]]*\]", str(program))
+
+    narrow = drawn(judged)
+    with float64():
+        if drawn(widened(judged)) == narrow:
+            return []
     return [
         "the function draws random numbers, and others in float64, where the judge is: "
         "draw them outside and pass them as an argument"

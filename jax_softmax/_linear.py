@@ -146,12 +146,12 @@ def mean_linear_cross_entropy(
             where that is faster, since few features, or tokens that fit, do not repay
             keeping. (On a CPU alone, a first chunk of up to 512 tokens is kept where
             the gradient of w will be.)
-        skip_below: leave out of both gradients each tile without a label whose
-            probabilities are all below this (with z_loss, times 1 + 2 z_loss |lse|). No
-            gradient of a logit is wrong by more than skip_below times its row's weight,
-            nor all of a row's together by more than what is left out; the loss itself
-            is exact. It saves the two matmuls of such a tile, and costs a branch for
-            every tile: measure first.
+        skip_below: leave out of both gradients each tile without a label where all
+            gradients of logits are below this times their row's weight: without z_loss,
+            those are the probabilities. None is wrong by more, nor are all of a row's
+            together by more than what is left out; the loss itself is exact. It saves
+            the two matmuls of such a tile, and costs a branch for every tile: measure
+            first.
 
     Returns:
         A scalar in at least float32; 0 with zero gradient when no row is kept, and when
@@ -229,14 +229,15 @@ def _weighted_sum(
 ) -> Array:
     """sum(shares * (loss + z_loss * lse^2)), its gradients made on the way."""
 
-    def total(found: Losses) -> Array:
-        return found.loss + z_loss * found.lse**2 if z_loss else found.loss
+    def counted(found: Losses, shares: Array) -> Array:
+        total = found.loss + z_loss * found.lse**2 if z_loss else found.loss
+        return jnp.where((shares == 0) & jnp.isnan(total), 0, total)
 
     @jax.custom_jvp
     def summed(layer: Layer, shares: Array) -> Array:
         rows = on_tiles(measure, head, chunk, Keep.NOTHING, layer)
         rows = over_devices(head, rows)
-        return _counted(shares, total(losses(head, layer, rows)))
+        return _dot(shares, counted(losses(head, layer, rows), shares))
 
     def rule(primals, tangents):
         layer, shares = primals
@@ -247,8 +248,8 @@ def _weighted_sum(
         rows, grads = on_tiles(
             passes.measure_and_pull, head, chunk, keep, layer, shares, z_loss, wanted
         )
-        value = total(losses(head, layer, rows))
-        out = _counted(shares, value)
+        value = counted(losses(head, layer, rows), shares)
+        out = _dot(shares, value)
         terms = map(_dot, jax.tree.leaves(grads), jax.tree.leaves(moved))
         d_out = head.shards.sum(sum(terms, jnp.zeros_like(out)))
         if not isinstance(tangents[1], SymbolicZero):
@@ -257,11 +258,6 @@ def _weighted_sum(
 
     summed.defjvp(rule, symbolic_zeros=True)
     return summed(layer, shares)
-
-
-def _counted(shares: Array, losses: Array) -> Array:
-    """Their sum, in which a share of 0 of a loss that is NaN is nothing."""
-    return _dot(shares, jnp.where(shares == 0, 0, losses))
 
 
 def _dot(a: Array, b: Array) -> Array:

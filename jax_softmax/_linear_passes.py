@@ -171,7 +171,9 @@ def _cotangents(
     if rows.possible is not None:
         smoothed += smoothing
         uniform = a * smoothing / rows.possible
-    at_label = jnp.where(a == 0, 0, a * smoothed) + c * jnp.exp(-nll)
+    # Only of an unknown label: elsewhere a may be what is differentiated, also at 0.
+    nothing = (a == 0) & ~layer.known
+    at_label = jnp.where(nothing, 0, a * smoothed) + c * jnp.exp(-nll)
     at_label = jnp.where(
         empty, scale, at_label if uniform is None else at_label - uniform
     )

@@ -248,8 +248,9 @@ def _means(index: Array, keep: Array, bins: int, *values: Array) -> list[Array]:
     are added to ends at 2^24, and is off long before.
     """
     count = jax.ops.segment_sum(keep.astype(jnp.int32), index, bins)
-    block = jnp.arange(len(index), dtype=index.dtype) // BLOCK_ROWS
-    blocks = -(-len(index) // BLOCK_ROWS)
+    rows, of_block = index.shape[0], max(BLOCK_ROWS, bins)
+    block = jnp.arange(rows, dtype=index.dtype) // of_block
+    blocks = -(-rows // of_block)
     means = []
     for value in values:
         kept = jnp.where(keep, value, 0)
@@ -268,7 +269,7 @@ def _equal_width(values: Array, bins: int) -> Array:
 def _equal_mass(values: Array, keep: Array, bins: int) -> Array:
     """Bins of equally many values that are kept; equal ones stay together."""
     less = jnp.searchsorted(jnp.sort(jnp.where(keep, values, jnp.inf)), values)
-    whole, rest = jnp.divmod(keep.sum(), bins)
-    b = jnp.arange(1, bins)
+    whole, rest = jnp.divmod(keep.sum(dtype=less.dtype), bins)
+    b = jnp.arange(1, bins, dtype=less.dtype)
     first = b * whole + (b * rest + bins - 1) // bins  # ceil(b n / bins), no overflow
     return jnp.searchsorted(first, less, side="right")

@@ -123,7 +123,7 @@ def _as_asked_for(block: Block, found: Any) -> tuple[Any, Any]:
             "x.read must yield pairs, rows and their labels, got "
             f"{type(found).__name__}"
         )
-    rows = _owned("the rows that x.read yields", found[0])
+    rows = owned("the rows that x.read yields", found[0])
     checks.held("the rows that x.read yields", rows)
     if np.shape(rows)[:1] != block.rows.shape:
         raise ValueError(
@@ -178,14 +178,14 @@ def validated(
 
 def _put(name: str, values: ArrayLike) -> ArrayLike:
     """NumPy's numbers, for which jnp.asarray compiles a program of each shape."""
-    values = _owned(name, values)
+    values = owned(name, values)
     if not isinstance(values, np.ndarray):
         return values
     checks.held(name, values)
     return jax.device_put(values)
 
 
-def _owned(name: str, values: ArrayLike) -> ArrayLike:
+def owned(name: str, values: ArrayLike) -> ArrayLike:
     """NumPy's numbers where nobody else changes them: read-only, or copied.
 
     For device_put and jax.jit may take what lies in the host's memory for their own.

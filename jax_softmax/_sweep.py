@@ -16,7 +16,7 @@ from jax_softmax import _checks as checks
 from jax_softmax._evaluation import Model, Transform, evaluate
 from jax_softmax._fit import Objective, one_step
 from jax_softmax._regression import SoftmaxRegression
-from jax_softmax._rows import gathered, on_device, validated
+from jax_softmax._rows import gathered, owned, validated
 from jax_softmax._shuffle import BLOCK_ROWS, epoch_order
 
 
@@ -62,7 +62,7 @@ def sweep(
     Args:
         models: a pytree with a leading axis of seeds: where each seed starts.
         x: one row per example, of any type: kept as it is.
-        labels: class ids.
+        labels: class ids; objective gets them as int32.
         optimizer: from one setting to one of optax's optimizers, for example optax.sgd
             or lambda s: optax.adam(s["rate"], b1=s["b1"]). It is called while tracing,
             with scalars that are arrays: what is not an array inside optax, such as
@@ -81,7 +81,8 @@ def sweep(
     Raises:
         ValueError: no rows, not as many labels as rows, leaves of models and keys that
             disagree about the seeds, or of settings about their number.
-        TypeError: optimizer is not a function of a setting.
+        TypeError: optimizer is not a function of a setting, models have no logits(x) or
+            other than floating-point arrays, or x or labels are no numbers.
 
     >>> x, labels = jnp.array([[0.0], [1.0], [2.0], [3.0]]), jnp.array([0, 0, 1, 1])
     >>> keys = jax.random.split(jax.random.key(0), 2)
@@ -99,9 +100,13 @@ def sweep(
             "not be one already"
         )
     checks.trainable(models)
-    checks.has_logits(models)
+    if objective is SoftmaxRegression.objective or validation is not None:
+        checks.has_logits(models)
     checks.functions(objective=objective, transform=transform)
-    x, labels = map(np.asarray, on_device("x", x, "labels", labels))
+    x = np.asarray(owned("x", x))
+    checks.held("x", x)
+    checks.some_rows("x", x)
+    labels = np.asarray(checks.class_ids("labels", labels, x.shape[:1]))
     batch_size = checks.at_least(1, "batch_size", batch_size)
     epochs = checks.at_least(0, "epochs", epochs)
     if validation is not None:

@@ -313,7 +313,7 @@ def test_pairs_have_the_types_of_the_parameters(dtype):
 
 @pytest.mark.usefixtures("our_errors")
 def test_whole_numbers_are_no_logits():
-    with pytest.raises(TypeError, match="floating-point numbers, got int32"):
+    with pytest.raises(TypeError, match="must be floating point, got int32"):
         closed_form.softmax_jacobian(jnp.zeros(2, jnp.int32))
 
 

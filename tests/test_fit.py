@@ -215,7 +215,7 @@ def test_a_non_finite_loss_names_its_step_and_keeps_the_last_good_model():
         ({"w": np.ones((4, 3))}, r"model must have a method logits\(x\).*got dict"),
         (
             SoftmaxRegression(np.ones((4, 3), int), np.ones(3)),
-            "each array of the model must be floating point",
+            r"model\.w must be floating point, got int",
         ),
     ],
 )

@@ -93,7 +93,8 @@ def test_no_type_is_promoted_where_labels_are_narrower_than_indices(x64):
     with jax.numpy_dtype_promotion("strict"):
         evaluate(MODEL, X, labels)
         top_k_accuracy(Z, labels, 2)
-        reliability(probs, labels)
+        for equal_mass in (False, True):
+            reliability(probs, labels, equal_mass=equal_mass)
         least_cost_decision(probs, costs, abstention_cost=one)
         decision_costs(labels, labels, costs, abstention_cost=one)
 
@@ -117,6 +118,26 @@ for classes in (7, 50):
         got, want = exported.call(z, labels), jax.jit(gradient)(z, labels)
         np.testing.assert_allclose(got, want, atol=1e-6)
 """
+
+
+METRICS = """
+from jax_softmax import brier_decomposition, reliability
+for metric in (reliability, brier_decomposition):
+    shapes = (
+        jax.ShapeDtypeStruct((rows, 4), np.float32),
+        jax.ShapeDtypeStruct((rows,), np.int32),
+    )
+    exported = export.export(jax.jit(metric))(*shapes)
+    p, labels = np.full((7, 4), 0.25, np.float32), np.arange(7, dtype=np.int32) % 4
+    for got, want in zip(exported.call(p, labels), metric(p, labels), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-6)
+"""
+
+
+def test_reliability_of_any_number_of_rows():
+    """The same for metrics."""
+    code = EXPORT[: EXPORT.index("for classes")] + METRICS
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 def test_an_export_for_any_number_of_rows():

@@ -140,6 +140,33 @@ def test_a_row_of_weight_0_counts_for_nothing():
     assert not gradient.any()
     slopes = jax.grad(lambda s: mean(W, LABELS, weights=s, normalizer=1.0))(weights)
     np.testing.assert_allclose(slopes, linear_cross_entropy(X, W, LABELS), rtol=1e-6)
+    slopes, known = (
+        jax.grad(lambda s, y=y: mean(W, y, weights=s))(weights)
+        for y in (labels, LABELS)
+    )
+    np.testing.assert_array_equal(slopes[weights > 0], known[weights > 0])
+
+
+@pytest.mark.parametrize("loss", ["rows", "mean", "dense"])
+def test_how_gradients_change_with_a_weight_that_is_0(loss):
+    """As it decides which rows to learn from."""
+    weights, along = jnp.array([0.0, 1, 0, 2, 3, 4]), W[::-1]
+
+    def mean(w, s):
+        if loss == "mean":
+            return mean_linear_cross_entropy(X, w, LABELS, weights=s, normalizer=10.0)
+        if loss == "rows":
+            return (s * linear_cross_entropy(X, w, LABELS)).sum() / 10
+        return (s * cross_entropy(X @ w, LABELS)).sum() / 10
+
+    def rise(s):
+        return jnp.vdot(jax.grad(mean)(W, s), along)
+
+    def per_row(w):
+        return cross_entropy(X @ w, LABELS) / 10
+
+    want = jax.jvp(per_row, (W,), (along,))[1]
+    np.testing.assert_allclose(jax.grad(rise)(weights), want, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.usefixtures("our_errors")

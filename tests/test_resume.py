@@ -7,24 +7,27 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 import pytest
 
-from experiments import fashion_mnist, run_folder
+from experiments import fashion_mnist, pictures, run_folder
 from experiments.checkpoint import Checkpoints
 from experiments.command import BadInput, Failed
 from jax_softmax import Progress, SoftmaxRegression, fit
 
 JOB = [sys.executable, "-W", "error", "-m", "experiments.fashion_mnist"]
 RUN = ["--dataset", "digits", "--optimizer", "adam", "--checkpoint-every", "4"]
+DRAW = fashion_mnist._draw
 FACTS = {"settings": {"seed": 0}, "fingerprint": "f", "shuffle": [0, 1]}
 
 
@@ -139,10 +142,18 @@ def test_told_to_stop_it_saves_and_another_waits_its_turn(
         assert params["w"].shape == (64, 10)
 
 
+def ready_to_stop(process):
+    """Whether it has a handler for SIGTERM, and so for both signals."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (caught,) = re.findall(r"^SigCgt:\s*(\w+)$", status, re.MULTILINE)
+    return int(caught, 16) >> (signal.SIGTERM - 1) & 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_told_to_stop_while_all_is_imported(tmp_path, number):
     with running(*RUN, "--out", tmp_path / "run") as process:
-        time.sleep(0.6)
+        while not ready_to_stop(process):
+            assert process.poll() is None, process.stderr.read()
         process.send_signal(number)
         _, error = process.communicate(timeout=30)
     assert (process.returncode, error) == (128 + number, "Interrupted.\n")
@@ -150,15 +161,14 @@ def test_told_to_stop_while_all_is_imported(tmp_path, number):
 
 
 def test_told_to_stop_while_pictures_are_drawn(tmp_path, capsys, monkeypatch):
-    def told(*arguments):
-        signal.raise_signal(signal.SIGINT)
-        arguments[-1]()
-
-    monkeypatch.setattr(fashion_mnist, "_draw", told)
+    monkeypatch.setattr(fashion_mnist, "_draw", DRAW)
+    told = lambda *_: signal.raise_signal(signal.SIGINT)  # noqa: E731
+    monkeypatch.setattr(pictures, "curves", told)
     job = ["--dataset", "digits", "--epochs", 1, "--out", tmp_path / "run"]
     error = refused(capsys, *job, code=130)
     assert "the model is trained, and kept in" in error
     assert f"--resume {tmp_path / 'run'} draws the rest" in error
+    assert not list((tmp_path / "run").glob("*.png"))
 
 
 @pytest.fixture
@@ -352,8 +362,25 @@ def test_metrics_of_epochs_done_that_are_damaged(copied, capsys, spoil):
     error = refused(capsys, "--resume", copied)
     assert "does not hold a line for each of the 2 epochs done" in error
     assert metrics.read_text() == spoilt
-    metrics.unlink()  # the remedy
-    command("--resume", copied)
+
+
+def test_the_remedy_for_damaged_metrics(tmp_path, capsys):
+    """Moved away, they begin with a later epoch, and so a resume takes them."""
+    out, epochs = tmp_path / "run", []
+    for told in (2, 4, None):
+        with running(*RUN, "--epochs", 6, *begin_or_go_on(out)) as process:
+            if told:
+                wait_for_epochs(out, 2, process)
+                process.send_signal(signal.SIGINT)
+            _, error = process.communicate(timeout=60)
+        assert (process.returncode, bool(error)) == (
+            (130, True) if told else (0, False)
+        )
+        epochs += [[row["epoch"] for row in run_folder.metrics(out)]]
+        if told == 2:
+            (out / "metrics.jsonl").unlink()
+    assert epochs[2][-1] == 6
+    assert epochs[2] == [*range(epochs[0][-1] + 1, 7)]
 
 
 def test_a_finished_run_without_checkpoints_is_not_begun_again(copied, capsys):
@@ -366,9 +393,18 @@ def test_a_finished_run_without_checkpoints_is_not_begun_again(copied, capsys):
 
 def test_a_run_does_not_write_over_what_is_there(copied, capsys):
     (copied / "config.json").unlink()
-    error = refused(capsys, "--dataset", "digits", "--out", copied)
-    assert "is not empty" in error
-    assert "choose another --out" in error
+    for file in ("calibration.json", "curves.png", "params.npz"):
+        error = refused(capsys, "--dataset", "digits", "--out", copied)
+        assert "is there already, and a run would write over it: choose" in error
+        (copied / file).unlink(missing_ok=True)
+
+
+def test_what_is_no_file_of_a_run_is_not_in_its_way(tmp_path, capsys):
+    (tmp_path / "log.txt").touch()
+    (tmp_path / ".config.json.123").touch()  # of one that was killed
+    command("--dataset", "digits", "--epochs", 0, "--out", tmp_path)
+    command("--resume", tmp_path)  # of no epoch there is no checkpoint
+    assert "log.txt" not in capsys.readouterr().out
 
 
 def test_tensorboard_events(short_run):
@@ -386,6 +422,10 @@ def test_folders_that_cannot_be_resumed(short_run, capsys, tmp_path):
         ({"fingerprint": "0"}, "was started with another data set"),
         ({"settings": None}, "settings is missing or no dict"),
         ({"class_names": None}, "class_names is missing or no list"),
+        (
+            {"settings": config["settings"] | {"epochs": "ten"}},
+            "epochs is of type str",
+        ),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         assert sentence in refused(capsys, "--resume", tmp_path)

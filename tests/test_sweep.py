@@ -199,6 +199,18 @@ def test_a_rate_at_which_fit_diverges_ends_the_experiment_in_a_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_without_logits_and_an_objective_of_its_own():
+    def squares(model, x, labels):
+        return jnp.square(x @ model["w"]).mean()
+
+    start = {"w": jnp.ones((SEEDS, FEATURES))}
+    options = {"optimizer": optax.sgd, "settings": jnp.array([0.1]), "keys": KEYS}
+    (epoch,) = sweep(start, X, LABELS, epochs=1, objective=squares, **options)
+    assert np.abs(epoch.model["w"]).max() < 1
+    with pytest.raises(TypeError, match=r"model must have a method logits\(x\)"):
+        next(sweep(start, X, LABELS, **options))
+
+
 def test_the_rows_may_change_afterwards():
     x, labels = X.copy(), LABELS.copy()
     options = {"optimizer": optax.sgd, "settings": jnp.array([0.1]), "keys": KEYS}
