@@ -122,6 +122,24 @@ def raised_exp(
     return _exp(r, rounding) * _power_of_two(k, RAISED - scale.exponent), is_top
 
 
+def distance_below(z: Array, top: Array) -> Array:
+    """z - top for z <= top, rounded. Two +inf are as far apart as equal numbers."""
+    most = jnp.finfo(z.dtype).max
+    return jnp.minimum(z, most) - jnp.minimum(top, most)
+
+
+def coarse_exp(d: Array) -> Array:
+    """exp(d) in float32 for d <= 0, within 3e-6 of it: where 16 bits are wanted.
+
+    2^k 2^f, with |f| <= 1/2 and 2^f by a polynomial of least relative error.
+    """
+    t = jnp.maximum(d * (1 / math.log(2)), -127.0)  # of which the power is 0
+    k = jnp.round(t)
+    f = t - k
+    power = 1 + f * (0.6931242 + f * (0.240241 + f * (0.05590643 + f * 0.00958285)))
+    return power * _power_of_two(k, jnp.zeros_like(k))
+
+
 def row_factor(scale: RowScale) -> tuple[Array, Array]:
     """exp(pivot - top) 2^exponent, the factor raised_exp leaves, as high + low."""
     bits = jnp.finfo(scale.offset.dtype).bits

@@ -18,6 +18,8 @@ from jax_softmax import _checks as checks
 from jax_softmax._entries import FEW_CLASSES
 from jax_softmax._exponential import (
     RAISED,
+    coarse_exp,
+    distance_below,
     quotient,
     raised_exp,
     row_factor,
@@ -125,9 +127,12 @@ def partition_and_probability(
 
 def _probability(z: Array, p: Partition, rounds: bool) -> Array:
     """exp(z - max) / (1 + tail)."""
+    few_digits = rounds and z.dtype.itemsize == 2  # beside which nothing else counts
 
     def on_cpu(z: Array, *leaves: Array) -> Array:
         p, z = Partition(*leaves), checks.wide(z)
+        if few_digits:
+            return coarse_exp(distance_below(z, p.max)) * (1 / (1 + p.tail))
         scale, total = row_scale(p.max), _one_plus_tail(p)
         ratio, low = quotient(row_factor(scale), total)
         exp, is_top = raised_exp(z, scale, low / ratio)
@@ -137,7 +142,7 @@ def _probability(z: Array, p: Partition, rounds: bool) -> Array:
 
     def fused(z: Array, *leaves: Array) -> Array:
         p, wide = Partition(*leaves), checks.wide(z)
-        if rounds and z.dtype.itemsize == 2:  # beside which nothing else counts
+        if few_digits:
             return _share(jnp.exp(-gap(wide, p.max)), p)
         return _share(shifted_exp(wide, p.max), p)
 

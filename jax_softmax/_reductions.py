@@ -12,7 +12,6 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from jax_softmax import _checks as checks
-from jax_softmax._one_kernel import Shares, in_one_kernel
 from jax_softmax._partition import (
     complement,
     gap,
@@ -22,6 +21,7 @@ from jax_softmax._partition import (
 )
 from jax_softmax._platform import rounded
 from jax_softmax._shards import Shards
+from jax_softmax._shares import Shares, quicker
 from jax_softmax._tracing import traced_once
 
 Axis = int | tuple[int, ...]
@@ -111,7 +111,7 @@ def softmax(
         where: entries to keep, broadcast to x; a dropped one has probability 0.
 
     Returns:
-        Probabilities, within 3 ULP.
+        Probabilities, within 3 ULP; of 16 bits, within 0.51.
 
     Raises:
         TypeError: x is not floating point.
@@ -169,7 +169,7 @@ def normalized(
     wide, column = checks.wide(z), part.column
     shares = Shares(-(gap(wide, column.max) + log1p(column.tail)), probs)
     if rounds and shards.alone:
-        shares = in_one_kernel(z, shares)
+        shares = quicker(z, shares)
     return Normalized(log_partition(part), *shares, complement(wide, column))
 
 

@@ -1,7 +1,8 @@
-"""Probabilities in one kernel of an accelerator, which reads a row once.
+"""Probabilities made quicker where few digits, or one kernel, are enough.
 
-XLA for a GPU fuses a softmax whole where rows are short and all that reduces them are
-plain sums: so these add up plainly, and what that loses is put right or does not count.
+Results of 16 bits need no exponential of 24, and no sum that keeps what it loses. XLA
+for a GPU fuses a softmax whole, so that a row is read once, where rows are short and
+all that reduces them are plain sums: what those lose is put right afterwards.
 """
 
 from typing import NamedTuple
@@ -11,9 +12,11 @@ from jax import Array
 from jaxtyping import Float
 
 from jax_softmax import _checks as checks
-from jax_softmax._exponential import RAISED, shifted_exp
+from jax_softmax._entries import FEW_CLASSES
+from jax_softmax._exponential import RAISED, coarse_exp, distance_below, shifted_exp
+from jax_softmax._folds import others_sum
 from jax_softmax._partition import gap
-from jax_softmax._platform import by_platform
+from jax_softmax._platform import by_platform, once
 
 GPU_BLOCK = 1000  # classes: from 1024 on, XLA often splits the kernel
 
@@ -25,8 +28,8 @@ class Shares(NamedTuple):
     probs: Float[Array, "*batch classes"]
 
 
-def in_one_kernel(z: Float[Array, "*batch classes"], shares: Shares) -> Shares:
-    """The shares of z, made again where one kernel is enough for each."""
+def quicker(z: Float[Array, "*batch classes"], shares: Shares) -> Shares:
+    """The shares of z, to be rounded to its type, made again where that pays."""
 
     def kept(z: Array, *shares: Array) -> Shares:
         return Shares(*shares)
@@ -34,11 +37,16 @@ def in_one_kernel(z: Float[Array, "*batch classes"], shares: Shares) -> Shares:
     def narrow(z: Array, *_: Array) -> Shares:
         return _of_16_bits(z)
 
+    def narrow_on_cpu(z: Array, *_: Array) -> Shares:
+        return _of_16_bits_in_slices(z)
+
     def on_gpu(z: Array, log_probs: Array, _: Array) -> Shares:
         return Shares(log_probs, _adding_up_to_1(z))
 
     if z.dtype.itemsize == 2:
-        return by_platform(z, *shares, cpu=kept, default=narrow)
+        few = z.shape[-1] <= FEW_CLASSES
+        on_cpu = kept if few else narrow_on_cpu
+        return by_platform(z, *shares, cpu=on_cpu, default=narrow)
     one_row = all(size == 1 for size in z.shape[:-1])  # which XLA never fuses whole
     if z.shape[-1] <= GPU_BLOCK and not one_row:
         return by_platform(z, *shares, cpu=kept, gpu=on_gpu, default=kept)
@@ -76,3 +84,17 @@ def _of_16_bits(z: Array) -> Shares:
     tail = jnp.where(is_top, 0, exp).sum(-1, keepdims=True) + (tops - 1)
     log_probs = -(distance + jnp.log1p(tail))
     return Shares(log_probs, exp / exp.sum(-1, keepdims=True))
+
+
+def _of_16_bits_in_slices(z: Array) -> Shares:
+    """The same in vector loops of a CPU."""
+    top = checks.wide(z.max(-1, keepdims=True))
+
+    def exp_and_top(part: Array) -> tuple[Array, Array]:
+        part = checks.wide(part)
+        return coarse_exp(distance_below(part, top)), part >= top
+
+    high, _, tops = others_sum(exp_and_top, z, jnp.ones_like(top))
+    tail = once(high + (tops - 1))[..., None]
+    below = distance_below(checks.wide(z), top)
+    return Shares(below - jnp.log1p(tail), coarse_exp(below) * (1 / (1 + tail)))
