@@ -17,8 +17,8 @@ def _leave(number: int, _: object) -> None:
     os._exit(128 + number)
 
 
-module = next((word for word in sys.orig_argv if f"{__name__}." in word), None)
-if module and sys.argv[:1] == ["-m"]:  # until command.main takes over
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _leave)
+# While python -m imports one of these, until command.main takes over.
+if sys.argv[:1] == ["-m"] and any("experiments." in word for word in sys.orig_argv):
+    for _number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(_number) is not signal.SIG_IGN:
+            signal.signal(_number, _leave)
