@@ -236,10 +236,8 @@ def _vectors(logits: Array, labels: Array, keep: Array, l2: float) -> VectorScal
         hessian = lax.stop_gradient(_hessian(residual, x, share, labels))
         hessian += l2 * jnp.eye(2 * classes, dtype=z.dtype)
         unit = 1 / jnp.sqrt(jnp.diag(hessian))  # in which H has a diagonal of ones
-        step = (
-            jnp.linalg.solve(unit[:, None] * hessian * unit[None], unit * gradient)
-            * unit
-        )
+        even = unit[:, None] * hessian * unit[None]
+        step = unit * jnp.linalg.solve(even, unit * gradient)
         return value, step, jnp.vdot(gradient, step)
 
     def far(descent: _Descent) -> Array:

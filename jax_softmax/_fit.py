@@ -144,9 +144,7 @@ def fit(
     if len(source) == 0:
         raise ValueError("x must have at least one row, got none")
     checks.one_key("key", key)
-    checks.trainable(model)
-    if objective is SoftmaxRegression.objective or validation is not None:
-        checks.has_logits(model)
+    check_model(model, objective, validation)
     checks.functions(objective=objective, transform=transform)
     checks.optimizer("optimizer", optimizer)
     batch_size = checks.at_least(1, "batch_size", batch_size)
@@ -207,6 +205,13 @@ def fit(
             yield Epoch(block.epoch, trained, train_loss, loss, accuracy, now)
 
     return run()
+
+
+def check_model(model: Model, objective: Objective, validation: Any) -> None:
+    """Its arrays can be trained, and there are logits for whoever asks for them."""
+    checks.trainable(model)
+    if objective is SoftmaxRegression.objective or validation is not None:
+        checks.has_logits(model)
 
 
 def _begin(

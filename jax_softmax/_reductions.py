@@ -20,8 +20,8 @@ from jax_softmax._partition import (
     partition_and_probability,
 )
 from jax_softmax._platform import rounded
+from jax_softmax._probabilities import Shares, quicker
 from jax_softmax._shards import Shards
-from jax_softmax._shares import Shares, quicker
 from jax_softmax._tracing import traced_once
 
 Axis = int | tuple[int, ...]

@@ -14,7 +14,7 @@ from jaxtyping import Float, Integer, Key
 
 from jax_softmax import _checks as checks
 from jax_softmax._evaluation import Model, Transform, evaluate
-from jax_softmax._fit import Objective, one_step
+from jax_softmax._fit import Objective, check_model, one_step
 from jax_softmax._regression import SoftmaxRegression
 from jax_softmax._rows import gathered, owned, validated
 from jax_softmax._shuffle import BLOCK_ROWS, epoch_order
@@ -99,9 +99,7 @@ def sweep(
             "optimizer must make one of optax's from a setting, as optax.sgd does, "
             "not be one already"
         )
-    checks.trainable(models)
-    if objective is SoftmaxRegression.objective or validation is not None:
-        checks.has_logits(models)
+    check_model(models, objective, validation)
     checks.functions(objective=objective, transform=transform)
     x = np.asarray(owned("x", x))
     checks.held("x", x)
