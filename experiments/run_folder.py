@@ -151,18 +151,16 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 def check_metrics(folder: Path, epochs: int) -> None:
     """metrics.jsonl has a line for each epoch done, or for the last ones of them, or
-    there is no such file.
+    there is no such file. What it has of later epochs is of no account.
 
     Raises:
         BadInput: one is missing or damaged.
     """
     if not (folder / METRICS).exists():
         return
-    try:
-        done = [row["epoch"] for row in _metrics_until(folder, epochs)]
-    except OSError:
-        done = []
-    if not done or done != [*range(done[0], epochs + 1)]:
+    numbers = [row["epoch"] for row in _sound_metrics(folder)]
+    wanted = [*range(numbers[0] if numbers else 1, epochs + 1)]
+    if numbers[: len(wanted)] != wanted:
         raise BadInput(
             f"{folder / METRICS} does not hold a line for each of the {epochs} epochs "
             "done: restore it, or move it away to go on without them."
@@ -173,22 +171,22 @@ def keep_metrics(folder: Path, epochs: int) -> list[dict[str, Any]]:
     """Drop what metrics.jsonl has of later epochs, a torn last line included."""
     if not (folder / METRICS).exists():
         return []
-    kept = _metrics_until(folder, epochs)
+    kept = [row for row in _sound_metrics(folder) if row["epoch"] <= epochs]
     with replacing(folder / METRICS) as file:
         file.write_text("".join(json.dumps(row) + "\n" for row in kept))
     return kept
 
 
-def _metrics_until(folder: Path, epochs: int) -> list[dict[str, Any]]:
-    """The lines up to that epoch's, or up to one that is damaged."""
+def _sound_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines up to one that is damaged, as the last is of a run that was killed."""
     rows = []
     for line in (folder / METRICS).read_text(errors="replace").splitlines():
         try:
             row = json.loads(line)
-            later = row["epoch"] > epochs
+            sound = isinstance(row["epoch"], int)
         except (ValueError, TypeError, KeyError):
             break
-        if later:
+        if not sound:
             break
         rows.append(row)
     return rows

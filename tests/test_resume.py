@@ -117,6 +117,61 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(tmp_path):
     assert_same_outcome(tmp_path / "whole", killed)
 
 
+def left_by_kills(patch, out, *arguments):
+    """The command's folder as kills leave it: one after each write, one where the
+    checkpoint that is being written is not there, one where a line is torn."""
+    left, being_written = [], []
+
+    def leave(spoil=lambda _: None):
+        kill = out.with_name(f"{out.name}-{len(left)}")
+        left.append(shutil.copytree(out, kill))
+        spoil(kill)
+
+    def lose_what_is_being_written(kill):
+        shutil.rmtree(kill / "checkpoints" / being_written[0])
+
+    def tear_the_last_line(kill):
+        metrics = kill / "metrics.jsonl"
+        metrics.write_text(metrics.read_text()[:-20])
+
+    def after(home, name):
+        write = getattr(home, name)
+
+        def written(self, *given, **named):
+            result = write(self, *given, **named)
+            if home is Checkpoints:
+                self._orbax.wait_until_finished()
+                being_written[:] = [self._pending.name] if self._pending else []
+            leave()
+            if being_written:
+                leave(lose_what_is_being_written)
+            if name == "add_metrics":
+                leave(tear_the_last_line)
+            return result
+
+        patch.setattr(home, name, written)
+
+    for name in ("create", "save", "add_metrics", "keep_metrics"):
+        after(run_folder, name)
+    for name in ("save", "finish", "set_aside"):
+        after(Checkpoints, name)
+    command(*arguments)
+    return left
+
+
+def test_killed_after_any_write_it_ends_as_if_undisturbed(tmp_path, monkeypatch):
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    with monkeypatch.context() as patch:
+        left = left_by_kills(patch, whole, *RUN, "--epochs", 2, "--out", whole)
+    behind = [kill for kill in left if epochs_done(kill) == 2]
+    shutil.copytree(behind[1], again)
+    with monkeypatch.context() as patch:
+        left += left_by_kills(patch, again, "--resume", again)
+    for kill in left:
+        command("--resume", kill)
+        assert_same_outcome(whole, kill)
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
@@ -362,6 +417,13 @@ def test_metrics_of_epochs_done_that_are_damaged(copied, capsys, spoil):
     error = refused(capsys, "--resume", copied)
     assert "does not hold a line for each of the 2 epochs done" in error
     assert metrics.read_text() == spoilt
+
+
+def test_metrics_of_later_epochs_only_are_no_damage(tmp_path):
+    """As of a run whose metrics were moved away, killed after its next epoch."""
+    run_folder.add_metrics(tmp_path, {"epoch": 3})
+    run_folder.check_metrics(tmp_path, 2)
+    assert run_folder.keep_metrics(tmp_path, 2) == []
 
 
 def test_the_remedy_for_damaged_metrics(tmp_path, capsys):
