@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import data, fashion_mnist, run_folder
+from experiments import data, fashion_mnist, learned, run_folder
 
 JOB = ["-m", "experiments.fashion_mnist"]
 DIGITS = ["--dataset", "digits", "--epochs", "3"]
@@ -242,7 +242,7 @@ def test_a_disk_that_is_full_when_pictures_are_drawn(tmp_path, capsys, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fashion_mnist, "_draw", full)
+    monkeypatch.setattr(learned, "draw", full)
     job = ["--dataset", "digits", "--epochs", 1, "--out", tmp_path / "run"]
     said = refused(capsys, *job, code=1)
     assert "No space left on device" in said

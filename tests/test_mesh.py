@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from test_sharding import collectives
 
-from experiments import fashion_mnist, mesh, run_folder
+from experiments import fashion_mnist, learned, mesh, run_folder
 from experiments.images import pixels
 from jax_softmax import Progress, SoftmaxRegression, _fit
 
@@ -25,8 +25,8 @@ JOB += ["--optimizer", "momentum"]
 def only_training():
     assert len(jax.devices()) == 4  # now, before a mesh asks for others
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("_draw", "gradient_gap"):
-            patch.setattr(fashion_mnist, name, lambda *_: "")
+        for name in ("draw", "gradient_gap"):
+            patch.setattr(learned, name, lambda *_: "")
         yield
 
 

@@ -20,20 +20,20 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import fashion_mnist, pictures, run_folder
+from experiments import fashion_mnist, learned, pictures, run_folder
 from experiments.checkpoint import Checkpoints
 from experiments.command import BadInput, Failed
 from jax_softmax import Progress, SoftmaxRegression, fit
 
 JOB = [sys.executable, "-W", "error", "-m", "experiments.fashion_mnist"]
 RUN = ["--dataset", "digits", "--optimizer", "adam", "--checkpoint-every", "4"]
-DRAW = fashion_mnist._draw
+DRAW = learned.draw
 FACTS = {"settings": {"seed": 0}, "fingerprint": "f", "shuffle": [0, 1]}
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(fashion_mnist, "_draw", lambda *_: None)
+    monkeypatch.setattr(learned, "draw", lambda *_: None)
 
 
 @contextlib.contextmanager
@@ -216,7 +216,7 @@ def test_told_to_stop_while_all_is_imported(tmp_path, number):
 
 
 def test_told_to_stop_while_pictures_are_drawn(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(fashion_mnist, "_draw", DRAW)
+    monkeypatch.setattr(learned, "draw", DRAW)
     told = lambda *_: signal.raise_signal(signal.SIGINT)  # noqa: E731
     monkeypatch.setattr(pictures, "curves", told)
     job = ["--dataset", "digits", "--epochs", 1, "--out", tmp_path / "run"]
