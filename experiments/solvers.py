@@ -15,28 +15,30 @@ within 1e-4 of the best ones.
 """
 
 import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-from unittest import mock
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
-from sklearn.linear_model._linear_loss import LinearModelLoss
 
-from experiments import data, report
+from experiments import report
 from experiments.command import BadInput, above_zero, main, make_folder, results_folder
-from experiments.images import pixels
-from jax_softmax import SoftmaxRegression, Solution, solve
+from experiments.solvers_race import LIMIT, RESOLUTION, RIVAL, draw, race, thinned
+from experiments.solvers_runs import (
+    NEAR,
+    Point,
+    Problem,
+    finished,
+    growing,
+    ours,
+    problem,
+    sklearns,
+    watched,
+    weights,
+)
+from jax_softmax import Solution
 
-TOLERANCES = {"default tolerance, 1e-4": 1e-4, "tolerance 1e-8": 1e-8}
 OURS = {
     "ours lbfgs, float32": ("lbfgs", "float32"),
     "ours newton-cg, float32": ("newton-cg", "float32"),
@@ -49,11 +51,6 @@ PEERS = {
     "scikit-learn newton-cg, float64": ("newton-cg", "float64"),
     "scikit-learn saga, float64": ("saga", "float64"),
 }
-RIVAL = "scikit-learn lbfgs, float64"
-GROWTH = 2  # of the runs of a curve
-LIMIT = 0.25  # of scikit-learn's time
-NEAR = 1e-4  # in the 2-norm of all weights
-RESOLUTION = 1e-13  # what rounding leaves of an objective in float64
 
 
 @dataclass(frozen=True)
@@ -78,208 +75,6 @@ class Settings:
     """Which of scikit-learn's take part."""
     quick: bool = False
     """Digits, one second each."""
-
-
-class Problem(NamedTuple):
-    """Features in float32, exactly the same for every contender."""
-
-    name: str
-    images: np.ndarray
-    labels: np.ndarray
-    features: np.ndarray
-    classes: int
-
-    @property
-    def l2(self) -> float:
-        return 1 / len(self.labels)
-
-    def objective(self, w: np.ndarray, b: np.ndarray) -> float:
-        """In float64, block by block."""
-        total = 0.0
-        for start in range(0, len(self.labels), 4096):
-            rows = slice(start, start + 4096)
-            z = self.features[rows].astype(np.float64) @ w + b
-            labels = self.labels[rows]
-            z -= z.max(1, keepdims=True)
-            total += (np.log(np.exp(z).sum(1)) - z[np.arange(len(z)), labels]).sum()
-        return float(total / len(self.labels) + self.l2 / 2 * (w**2).sum())
-
-
-class Point(NamedTuple):
-    """After so long, the objective was this."""
-
-    seconds: float
-    objective: float
-    steepest: float = np.inf  # largest entry of the gradient, where it is known
-
-
-class TimeIsUp(Exception):
-    """The limit has been reached."""
-
-
-def problem(name: str, data_dir: Path | None) -> Problem:
-    """A data set's training images."""
-    dataset = data.load(name, data_dir)
-    images, labels = dataset.train_images, dataset.train_labels
-    features = np.asarray(pixels(images))
-    return Problem(name, images, labels, features, len(dataset.class_names))
-
-
-def ours(
-    p: Problem,
-    solver: str,
-    dtype: str,
-    start: SoftmaxRegression | None = None,
-    **options: Any,
-) -> Solution:
-    """Our solver, by default from zero, on the images as they are."""
-    with jax.enable_x64(dtype == "float64"):
-        if start is None:
-            zeros = jnp.zeros((p.features.shape[1], p.classes), dtype)
-            start = SoftmaxRegression(zeros, zeros[0])
-        options = {"solver": solver, "l2": p.l2, "transform": pixels} | options
-        return solve(start, p.images, p.labels, **options)
-
-
-def sklearns(p: Problem, solver: str, dtype: str, **options: Any) -> LogisticRegression:
-    """scikit-learn's solver from zero."""
-    features = p.features.astype(dtype)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # short runs do not converge, and say so
-        model = LogisticRegression(C=1.0, solver=solver, random_state=0, **options)
-        return model.fit(features, p.labels)
-
-
-def weights(result: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Of our solution or scikit-learn's estimator, in float64."""
-    if isinstance(result, Solution):
-        w, b = result.model
-    else:
-        w, b = result.coef_.T, result.intercept_
-    return np.asarray(w, np.float64), np.asarray(b, np.float64)
-
-
-def growing(
-    p: Problem, go: Callable[[int], Any], limit: float, lowest: float = -np.inf
-) -> tuple[list[Point], Any]:
-    """Longer and longer runs from the start, until they end by themselves, late or low.
-
-    Low is at the objective `lowest`.
-    """
-    points: list[Point] = []
-    iterations, result = 1, go(1)  # compiles
-    while not points or points[-1].seconds * GROWTH < limit:
-        started = time.perf_counter()
-        result = go(iterations)
-        took = time.perf_counter() - started
-        points.append(Point(took, p.objective(*weights(result))))
-        if isinstance(result, Solution) and result.certificate.iterations < iterations:
-            break
-        if points[-1].objective <= lowest:
-            break
-        iterations = max(iterations + 1, round(iterations * GROWTH))
-    return points, result
-
-
-def watched(p: Problem, solver: str, dtype: str, limit: float) -> list[Point]:
-    """One run of scikit-learn's with tolerance 1e-8, and what it saw on its way."""
-    points: list[Point] = []
-    inside = {"lbfgs": "loss_gradient", "newton-cg": "gradient_hessian_product"}[solver]
-    plain = getattr(LinearModelLoss, inside)
-    started = time.perf_counter()
-
-    def noted(self: Any, coef: np.ndarray, *args: Any, **options: Any) -> Any:
-        first, second = result = plain(self, coef, *args, **options)
-        now = time.perf_counter() - started
-        gradient = second if solver == "lbfgs" else first
-        steepest = float(np.abs(gradient).max())
-        value = float(first) if solver == "lbfgs" else p.objective(*_unravelled(coef))
-        points.append(Point(now, value, steepest))
-        if now > limit:
-            raise TimeIsUp
-        return result
-
-    def _unravelled(coef: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        both = coef.reshape((p.classes, -1), order="F").T.astype(np.float64)
-        return both[:-1], both[-1]
-
-    with mock.patch.object(LinearModelLoss, inside, noted):
-        try:
-            sklearns(p, solver, dtype, tol=1e-8, max_iter=10**6)
-        except TimeIsUp:
-            report.say(f"scikit-learn {solver}, {dtype}: stopped at {limit:g} s")
-    return points
-
-
-def finished(p: Problem, solver: str, result: Solution) -> Solution:
-    """On from there until the certified distance of the weights is small enough."""
-    tolerance = NEAR * p.l2 / 2
-    options = {"tolerance": tolerance, "max_iterations": 2000}
-    return ours(p, solver, "float64", start=result.model, **options)
-
-
-def goals(points: list[Point]) -> dict[str, tuple[Point, bool]]:
-    """Where each tolerance ends the run, and whether the run got there.
-
-    lbfgs stops at the first iterate whose gradient has no entry above the tolerance; a
-    run with a lower tolerance takes the same steps and more.
-    """
-    ends = {}
-    for name, tolerance in TOLERANCES.items():
-        there = [point for point in points if point.steepest <= tolerance]
-        ends[name] = (there[0], True) if there else (points[-1], False)
-    return ends
-
-
-def lowest_by(points: list[Point], end: Point) -> float:
-    """The lowest objective that had been seen then."""
-    return min(point.objective for point in points if point.seconds <= end.seconds)
-
-
-def race(
-    curves: dict[str, list[list[Point]]], minimum: float, limit: float
-) -> list[dict[str, Any]]:
-    """Our time to each objective at which scikit-learn's lbfgs ends, and the ratio.
-
-    If lbfgs was stopped by the limit or by rounding before the tolerance, the goal is
-    the lowest objective that it saw; how far above the minimum that is, is told.
-    """
-    rows = []
-    for name, (end, reached) in goals(curves[RIVAL][0]).items():
-        goal = lowest_by(curves[RIVAL][0], end)
-        stopped = not reached and end.seconds >= limit
-        for contender, runs in curves.items():
-            if not contender.startswith("ours"):
-                continue
-            firsts = [
-                next((q.seconds for q in run if q.objective <= goal + RESOLUTION), None)
-                for run in runs
-            ]
-            seconds = None if None in firsts else max(q for q in firsts if q)
-            ratio = seconds / end.seconds if seconds else None
-            rows.append(
-                {
-                    "target": name,
-                    "objective": goal,
-                    "gap": goal - minimum,
-                    "peer_seconds": end.seconds,
-                    "peer_was_stopped": stopped,
-                    "peer_reached_tolerance": reached,
-                    "contender": contender,
-                    "seconds": seconds,
-                    "ratio": ratio,
-                }
-            )
-            verdict = "does not get there"
-            if ratio is not None:
-                bound = "" if ratio <= LIMIT else f", above {LIMIT}"
-                verdict = f"{seconds:.3g} s, ratio {ratio:.3f}{bound}"
-            ended = "ends" if not stopped else "was stopped"
-            report.say(
-                f"{name}: scikit-learn {ended} at {end.seconds:.3g} s, "
-                f"{goal - minimum:.1e} above the minimum; {contender}: {verdict}"
-            )
-    return rows
 
 
 def run(settings: Settings) -> None:
@@ -360,7 +155,7 @@ def run(settings: Settings) -> None:
                 "race": rows,
                 "ends": accuracy,
                 "curves": {
-                    name: [[list(q) for q in _thinned(points)] for points in runs]
+                    name: [[list(q) for q in thinned(points)] for points in runs]
                     for name, runs in curves.items()
                 },
             }
@@ -370,61 +165,12 @@ def run(settings: Settings) -> None:
     report.say(f"Files: {settings.dataset}.json and .png in {out}")
 
 
-def draw(
-    name: str,
-    curves: dict[str, list[list[Point]]],
-    minimum: float,
-    rows: list[dict[str, Any]],
-    out: Path,
-) -> None:
-    """The gap to the minimum against time, both on logarithmic axes."""
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
-    axes = figure.subplots()
-    for i, (contender, (points, *_)) in enumerate(curves.items()):
-        # Each point is a run of its own: the lowest of those that took no longer.
-        points = sorted(points, key=lambda point: point.seconds)
-        lowest = np.minimum.accumulate([q.objective for q in points])
-        gaps = np.maximum(lowest - minimum, RESOLUTION)
-        seconds = [q.seconds for q in points]
-        style = "-" if contender.startswith("ours") else "--"
-        style += "o" if len(points) < 40 else ""
-        axes.plot(seconds, gaps, style, color=f"C{i}", markersize=3, label=contender)
-    ends: dict[tuple[float, str], list[str]] = {}
-    for row in {row["target"]: row for row in rows}.values():
-        seconds = row["peer_seconds"]
-        how = f"stopped after {seconds:.0f} s" if row["peer_was_stopped"] else "ends"
-        place = max(row["gap"], RESOLUTION), how
-        ends.setdefault(place, []).append(row["target"])
-    for (gap, how), targets in ends.items():
-        axes.axhline(gap, color="black", linewidth=0.8, linestyle=":")
-        which = f": {' and '.join(targets)}" if how == "ends" else ""
-        text = f"scikit-learn lbfgs {how}{which}"
-        line = axes.get_yaxis_transform()
-        axes.text(0.01, gap, text, va="bottom", fontsize=8, transform=line)
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="seconds (compiling not counted)",
-        ylabel="objective - lowest objective found",
-        title=f"{name}: softmax regression, C = 1, all rows",
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(out / f"{name}.png", dpi=120)
-
-
 def _ours_for(p: Problem, solver: str, dtype: str, iterations: int) -> Solution:
     return ours(p, solver, dtype, tolerance=0.0, max_iterations=iterations)
 
 
 def _saga_for(p: Problem, dtype: str, iterations: int) -> LogisticRegression:
     return sklearns(p, "saga", dtype, tol=0, max_iter=iterations)
-
-
-def _thinned(points: list[Point]) -> Iterator[Point]:
-    """At most a hundred points, evenly spaced in the logarithm of their number."""
-    wanted = np.unique(np.geomspace(1, len(points), 100).astype(int)) - 1
-    return (points[i] for i in wanted)
 
 
 if __name__ == "__main__":

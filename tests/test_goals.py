@@ -7,7 +7,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from experiments import sweep
-from experiments.solvers import RIVAL, Point, goals, race
+from experiments.solvers_race import RIVAL, goals, race
+from experiments.solvers_runs import Point
 from jax_softmax import SoftmaxRegression
 
 PEER = [Point(1, 3.0, 1.0), Point(2, 2.0, 9e-5), Point(4, 1.5, 9e-5), Point(8, 1, 1e-9)]
