@@ -14,7 +14,13 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import scaling, scaling_overhead, scaling_pod
+from experiments import (
+    scaling,
+    scaling_overhead,
+    scaling_pod,
+    scaling_settings,
+    scaling_work,
+)
 from experiments.command import BadInput, Failed, main
 from jax_softmax import SoftmaxRegression
 
@@ -27,9 +33,9 @@ def test_every_row_is_seen_once_an_epoch(rows, shards):
     """And batch by batch the same ones, however many data shards there are."""
     orders = []
     for epoch in (0, 1):
-        whole = list(scaling.batches(rows, 3, epoch, 64, 0, 1))
+        whole = list(scaling_work.batches(rows, 3, epoch, 64, 0, 1))
         parts = [
-            list(scaling.batches(rows, 3, epoch, 64, shard, shards))
+            list(scaling_work.batches(rows, 3, epoch, 64, shard, shards))
             for shard in range(shards)
         ]
         seen = []
@@ -71,15 +77,15 @@ def test_bad_input_starts_nothing(settings, message, tmp_path, monkeypatch):
 
 
 def test_a_seed_and_its_epochs_may_reach_the_end_of_32_bits():
-    order = scaling.epoch_ids(9, 2**32 - 1, 1, 0, 1)
+    order = scaling_work.epoch_ids(9, 2**32 - 1, 1, 0, 1)
     assert sorted(order) == list(range(9))
 
 
 def trained_alone(settings):
     """The same training, written down as plainly as it can be."""
-    x, labels = scaling.examples(settings)
+    x, labels = scaling_work.examples(settings)
     optimizer = optax.sgd(0.1, momentum=0.9)
-    model = scaling.first_model(settings)
+    model = scaling_work.first_model(settings)
 
     @jax.jit
     def step(model, state, x, y):
@@ -92,7 +98,7 @@ def trained_alone(settings):
 
     state = optimizer.init(model)
     for epoch in range(settings.epochs):
-        order = scaling.epoch_ids(settings.rows, settings.seed, epoch, 0, 1)
+        order = scaling_work.epoch_ids(settings.rows, settings.seed, epoch, 0, 1)
         for begin in range(0, settings.rows, settings.batch_size):
             ids = order[begin : begin + settings.batch_size]
             model, state = step(model, state, x[ids], labels[ids])
@@ -115,8 +121,8 @@ def launched(monkeypatch):
 
 
 def test_by_default_there_are_two_model_shards_where_that_divides():
-    assert scaling.mesh_shape(replace(SMALL, classes=4)) == (2, 2)
-    assert scaling.mesh_shape(replace(SMALL, classes=5, processes=2)) == (2, 1)
+    assert scaling_settings.mesh_shape(replace(SMALL, classes=4)) == (2, 2)
+    assert scaling_settings.mesh_shape(replace(SMALL, classes=5, processes=2)) == (2, 1)
 
 
 def test_killed_and_gone_on_with_by_other_processes(
