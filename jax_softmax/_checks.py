@@ -292,7 +292,7 @@ def plain(name: str, value: ArrayLike) -> ArrayLike:
 
 def held(name: str, value: ArrayLike) -> None:
     """No integers that the type JAX has for them does not hold, and would wrap."""
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
+    if not isinstance(value, np.ndarray | np.generic) or value.dtype.kind not in "iu":
         return
     kind = dtypes.canonicalize_dtype(value.dtype)
     if kind == value.dtype or not value.size:
@@ -312,7 +312,7 @@ def scalar(name: str, value: ArrayLike) -> Array:
     array = array_of(name, value)
     if array.ndim:
         raise ValueError(f"{name} must be one number, got shape {array.shape}")
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+    if array.dtype == bool or jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(f"{name} must be a real number, got {array.dtype}")
     return array
 

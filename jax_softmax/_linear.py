@@ -62,7 +62,7 @@ def linear_cross_entropy(
             it holds.
         label_smoothing: the share of the target spread evenly over all classes that
             are not ruled out.
-        softcap: logits become softcap * tanh(z / softcap).
+        softcap: logits become softcap * tanh(z / softcap), but for those of -inf.
         tied: w is an embedding table [classes, features], used without a copy.
         chunk: (tokens, classes) of a tile. By default from the shapes alone: on a CPU,
             up to 1024 tokens by as many classes; elsewhere all tokens by 2560 classes.
@@ -71,7 +71,9 @@ def linear_cross_entropy(
         axis_name: mesh axes, inside jax.shard_map, over which the classes lie in order:
             w and b are this device's, labels are ids among all classes. Three numbers
             a row travel (maximum, tail, the label's logit; with smoothing five), and
-            the gradient of x, which is summed; w's is not.
+            the gradient of x, which is summed; w's is not. (With check_vma=False
+            differentiate outside jax.shard_map: inside, JAX does not sum x's, and
+            counts a loss once for each device.)
         classes: how many there are, if the last columns of the last devices are not
             classes but padding (of finite numbers).
         return_lse: return (loss, lse), both differentiable.
@@ -230,8 +232,8 @@ def _weighted_sum(
     """sum(shares * (loss + z_loss * lse^2)), its gradients made on the way."""
 
     def counted(found: Losses, shares: Array) -> Array:
-        total = found.loss + z_loss * found.lse**2 if z_loss else found.loss
-        return jnp.where((shares == 0) & jnp.isnan(total), 0, total)
+        total = found.loss + z_loss * found.lse * found.lse if z_loss else found.loss
+        return jnp.where((shares == 0) & ~jnp.isfinite(total), 0, total)
 
     @jax.custom_jvp
     def summed(layer: Layer, shares: Array) -> Array:

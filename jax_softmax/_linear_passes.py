@@ -174,10 +174,9 @@ def _cotangents(
     # Only of an unknown label: elsewhere a may be what is differentiated, also at 0.
     nothing = (a == 0) & ~layer.known
     at_label = jnp.where(nothing, 0, a * smoothed) + c * jnp.exp(-nll)
-    at_label = jnp.where(
-        empty, scale, at_label if uniform is None else at_label - uniform
-    )
-    return Cotangents(scale, top, at_label, uniform)
+    if uniform is not None:
+        at_label -= jnp.where(rows.label > -jnp.inf, uniform, 0)
+    return Cotangents(scale, top, jnp.where(empty, scale, at_label), uniform)
 
 
 def _dz(head: Head, layer: Layer, of: Cotangents, z: Array, start: Index) -> Array:
@@ -292,7 +291,7 @@ def _in_units(dz: Array, kind: jnp.dtype) -> tuple[Array, Array | None]:
     if kind != jnp.float16:
         return dz.astype(kind), None
     sizes = abs(lax.stop_gradient(dz))
-    largest = jnp.where(jnp.isfinite(sizes), sizes, 0).max()
+    largest = jnp.where(jnp.isfinite(sizes), sizes, 0).max(initial=0)
     exponent = jnp.clip(jnp.frexp(largest)[1], -100, 100)
     unit = jnp.ldexp(jnp.ones_like(largest), exponent)
     return (dz / unit).astype(kind), unit

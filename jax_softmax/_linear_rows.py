@@ -8,6 +8,7 @@ from jax import Array
 
 from jax_softmax import _linear_tiles as tiles
 from jax_softmax._linear_tiles import Head, Index, Layer
+from jax_softmax._losses import part_of
 from jax_softmax._partition import (
     Partition,
     gap,
@@ -71,7 +72,7 @@ def losses(head: Head, layer: Layer, rows: Reduced) -> Losses:
     loss = nll
     if rows.spread is not None and rows.possible is not None:
         s = head.label_smoothing
-        loss = (1 - s) * nll + s * (rows.spread / rows.possible + total)
+        loss = part_of(nll, 1 - s) + s * (rows.spread / rows.possible + total)
     found = Losses(nll, loss, log_partition(rows.part))
     if layer.keep is None:
         return found

@@ -130,7 +130,7 @@ def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
     def tile(carry: None, start: Index, width: int) -> tuple[None, _Tile]:
         z = tiles.logits(head, layer, start, width)
         rows = rows_of_tile(head, layer, z, partition(z), start)
-        below = jnp.where(z > -jnp.inf, gap(z, rows.part.max[:, None]), 0)
+        below = _finite(z, gap(z, rows.part.max[:, None]))
         distance = shifted_exp(z, rows.part.max[:, None]) * below
         top, ids = _largest(head, z, min(top_k, width))
         return carry, _Tile(rows, distance.sum(-1), top, ids + start)
@@ -162,7 +162,7 @@ def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
         heads, tails = tiled.part.max, tiled.part.tail
         top_of_all = rows.part.max[None]
         weight = shifted_exp(heads, top_of_all)
-        lower = jnp.where(heads == -jnp.inf, 0, gap(heads, top_of_all))
+        lower = _finite(heads, gap(heads, top_of_all))
         distance = shards.sum((weight * (below + (1 + tails) * lower)).sum(0))
         found = losses(head, layer, rows)
         return LinearSoftmaxSummary(
@@ -176,6 +176,11 @@ def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
 
     classes = tiles.classes_of(head, layer.w)
     return tiles.over(classes, head.tile_classes, tile, None, combined)[1]
+
+
+def _finite(z: Array, below: Array) -> Array:
+    """How far z is below a maximum, 0 where it is so far that its probability is 0."""
+    return jnp.where((z == -jnp.inf) | (below == jnp.inf), 0, below)
 
 
 def _likeliest(head: Head, z: Array, ids: Array, k: int) -> tuple[Array, Array]:

@@ -67,7 +67,8 @@ def logits(head: Head, layer: Layer, start: Index, width: int) -> Array:
     if layer.b is not None:
         z += slice_axis(layer.b, start, width, 0)[None].astype(z.dtype)
     if head.softcap is not None:
-        z = head.softcap * jnp.tanh(z / head.softcap)
+        capped = head.softcap * jnp.tanh(z / head.softcap)
+        z = jnp.where(z == -jnp.inf, -jnp.inf, capped)
     return head.shards.ruled(z, start)
 
 

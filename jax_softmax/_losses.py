@@ -206,7 +206,7 @@ def _cross_entropy(
         nll = jnp.where(possible, -normalized(z, shards).log_probs, 0)
         scale = 2.0**-24  # exact, and the sum of the largest numbers stays finite
         spread = shards.sum(compensated_sum(nll * scale))
-        loss = (1 - smoothing) * loss + share / scale * spread
+        loss = part_of(loss, 1 - smoothing) + share / scale * spread
     return jnp.where(keep, loss, 0)
 
 
@@ -280,6 +280,11 @@ def _nll_and_grad_jvp(shards, primals, tangents):
     probs = jnp.where(here, jnp.exp(-loss)[..., None], grad)
     d_from_label = dz - shards.sum(jnp.where(here, dz, 0).sum(-1))[..., None]
     return (loss, grad), (d_loss, probs * (d_from_label - d_loss[..., None]))
+
+
+def part_of(loss: Array, share: float) -> Array:
+    """share * loss, which is 0 of an infinite loss too where the share is 0."""
+    return share * loss if share else jnp.where(loss == jnp.inf, 0, 0 * loss)
 
 
 def at_label(

@@ -653,6 +653,16 @@ MISTAKES = {
         "miss_rate must be a Python number",
         "str",
     ),
+    "a normalizer that int32 does not hold": (
+        lambda: js.mean_loss(F[0], normalizer=np.int64(2**32)),
+        ValueError,
+        "normalizer must fit int32",
+    ),
+    "a normalizer that is a mask": (
+        lambda: js.mean_loss(F[0], normalizer=True),
+        TypeError,
+        "normalizer must be a real number, got bool",
+    ),
     "several normalizers": (
         lambda: js.mean_loss(F[0], normalizer=F[0]),
         ValueError,

@@ -147,6 +147,99 @@ def test_a_row_of_weight_0_counts_for_nothing():
     np.testing.assert_array_equal(slopes[weights > 0], known[weights > 0])
 
 
+RULED_OUT = jnp.array([0.0, -jnp.inf, 0.5, 0.0, 1.0])  # one of them the label of row 1
+
+
+def dense_loss(x, w, labels, *, b=0.0, **options):
+    return cross_entropy(x @ w + b, labels, **options)
+
+
+@pytest.mark.parametrize("loss", [linear_cross_entropy, mean_linear_cross_entropy])
+@pytest.mark.parametrize("chunk", [None, (4, 2)])
+@pytest.mark.parametrize("smoothing", [0.1, 1.0])
+def test_smoothing_where_a_label_is_ruled_out(loss, chunk, smoothing):
+    """Its class has no part of what is spread over those that are possible."""
+
+    def summed(loss, **options):
+        def of(x, w, b):
+            found = loss(x, w, LABELS, b=b, label_smoothing=smoothing, **options)
+            return found.sum() if found.ndim else 6 * found
+
+        return jax.value_and_grad(of, (0, 1, 2))(X, W, RULED_OUT)
+
+    got, want = summed(loss, chunk=chunk), summed(dense_loss)
+    assert (want[0] == jnp.inf) == (smoothing < 1)
+    assert all(np.isfinite(leaf).all() for leaf in want[1])
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+
+
+def test_a_row_of_weight_0_whose_label_is_ruled_out():
+    weights = jnp.ones(6).at[1].set(0.0)
+
+    def mean(weights):
+        return mean_linear_cross_entropy(X, W, LABELS, b=RULED_OUT, weights=weights)
+
+    value, slopes = jax.value_and_grad(mean)(weights)
+    others = jnp.array([0, 2, 3, 4, 5])
+    want = dense_loss(X[others], W, LABELS[others], b=RULED_OUT).mean()
+    np.testing.assert_allclose(value, want, rtol=1e-6)
+    assert np.isfinite(slopes).all()
+
+
+@pytest.mark.parametrize("loss", [mean_linear_cross_entropy, linear_cross_entropy])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_no_rows_at_all(loss, dtype):
+    x, w = jnp.ones((0, 3), dtype), jnp.ones((3, 4), dtype)
+    total = jax.value_and_grad(
+        lambda x, w: loss(x, w, jnp.zeros(0, int)).sum(), (0, 1)
+    )
+    value, (dx, dw) = total(x, w)
+    assert value == 0
+    assert dx.shape == (0, 3)
+    assert (dw == 0).all()
+
+
+@pytest.mark.parametrize("chunk", [None, (1, 2)])
+@pytest.mark.parametrize("infinite", [[1], [1, 4], [0, 1, 4]])
+def test_entropy_where_logits_are_infinite(chunk, infinite):
+    b = jnp.zeros(5).at[jnp.array(infinite)].set(jnp.inf)
+
+    def summed(b):
+        return linear_softmax_summary(X, W, b=b, chunk=chunk).entropy.sum()
+
+    value, slopes = jax.value_and_grad(summed)(b)
+    np.testing.assert_allclose(value, 6 * np.log(len(infinite)), rtol=1e-6)
+    assert np.isfinite(slopes).all()
+
+
+@pytest.mark.parametrize("loss", [mean_linear_cross_entropy, mean_of_rows])
+def test_a_class_that_is_ruled_out_is_so_under_a_softcap(loss):
+    labels, cap = jnp.where(LABELS == 1, 0, LABELS), 2.0
+
+    def ours(w, b):
+        return loss(X, w, labels, b=b, softcap=cap)
+
+    def plain(w, b):
+        capped = cap * jnp.tanh((X @ w + b) / cap)
+        return cross_entropy(jnp.where(b == -jnp.inf, b, capped), labels).mean()
+
+    for got, want in zip(
+        jax.tree.leaves(jax.value_and_grad(ours, (0, 1))(W, RULED_OUT)),
+        jax.tree.leaves(jax.value_and_grad(plain, (0, 1))(W, RULED_OUT)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_z_loss_of_a_large_lse():
+    """Whose square alone no float32 holds."""
+    got = mean_linear_cross_entropy(
+        jnp.full((1, 1), 1e25), jnp.array([[1.0, 0.0]]), jnp.array([0]), z_loss=1e-20
+    )
+    np.testing.assert_allclose(got, 1e30, rtol=1e-5)
+
+
 @pytest.mark.parametrize("loss", ["rows", "mean", "dense"])
 def test_how_gradients_change_with_a_weight_that_is_0(loss):
     """As it decides which rows to learn from."""
