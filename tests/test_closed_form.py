@@ -325,3 +325,19 @@ def test_a_temperature_that_is_a_number():
             f(rows, labels, 2.0),
             f(rows, labels, jnp.array(2.0)),
         )
+
+
+def test_labels_narrower_than_the_number_of_classes():
+    labels = jnp.array([5, 127], jnp.int8)
+    gradient = losses.cross_entropy_gradient(jnp.zeros((2, 300)), labels)
+    np.testing.assert_array_equal(jnp.argwhere(gradient < 0)[:, 1], labels)
+
+
+def test_where_no_row_is_kept_the_penalty_stays():
+    w, b, x = jnp.ones((2, 3)), jnp.zeros(3), jnp.ones((4, 2))
+    options = {"where": jnp.zeros(4, bool), "l2": 0.5}
+    dw, db = regression.regression_hvp(w, b, x, (w, b), **options)
+    np.testing.assert_array_equal(dw, 0.5 * w)
+    np.testing.assert_array_equal(db, 0)
+    hessian = regression.regression_hessian(w, b, x, **options)
+    np.testing.assert_array_equal(hessian, np.diag(6 * [0.5] + 3 * [0.0]))

@@ -598,3 +598,36 @@ def test_errors_in_ulp():
     assert errors_in_ulp(one * 0, one * 2**-24, "float16") == 1  # a subnormal
     two = np.array([1.0, 1e-6])
     assert errors_in_ulp(two + 2**-23, two, "float32", floor=1.0).tolist() == [1, 1]
+
+
+def test_the_step_is_taken():
+    x = jnp.array([0.5, -1.0])
+    report = compare_gradients(lambda x: jnp.sum(x**3), None, x, step=0.5)
+    largest = report.row("x", "central").max_abs
+    assert largest == pytest.approx(0.25)  # step^2 f''' / 6
+
+
+def test_the_seed_draws_the_cotangent():
+    first, again, other = (
+        compare_gradients(jnp.sin, None, jnp.ones(3), seed=seed).rows[0].largest
+        for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+def test_argnums_from_the_end():
+    a, b = jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])
+    report = compare_gradients(
+        lambda a, b: jnp.sum(a * b**2), lambda a, b: 2 * a * b, a, b, argnums=-1
+    )
+    report.raise_if(ulp=1)
+    assert report.rows[0].leaf == "b"
+
+
+def test_a_long_scan_is_not_run_in_decimals():
+    def long(x):
+        step = lambda c, _: (c * 0.5 + x, None)  # noqa: E731
+        return jax.lax.scan(step, x, length=40_000)[0].sum()
+
+    report = compare_gradients(long, None, jnp.ones(50), probes=1)
+    assert any("it would take too long" in note for note in report.notes)

@@ -700,3 +700,28 @@ def test_a_rate_that_is_no_python_number():
     plain = js.conformal_threshold(scores, labels, miss_rate=0.1)
     for kind in (np.float32, jnp.float32):
         assert js.conformal_threshold(scores, labels, miss_rate=kind(0.1)) == plain == 0
+
+
+def test_abstaining_has_to_cost_less():
+    probs = jnp.array([[0.25, 0.75], [0.5, 0.5]])
+    decided = js.least_cost_decision(probs, 1 - jnp.eye(2), abstention_cost=0.25)
+    assert decided.tolist() == [1, -1]
+
+
+def test_a_temperature_far_below_the_largest_logit():
+    z = np.float32([[1, 0]] + 4 * [[1e-15, 0]])
+    got = js.temperature_scaling(z, np.array([0, 0, 0, 0, 1])).temperature
+    np.testing.assert_allclose(got, 1e-15 / np.log(3), rtol=1e-5)
+
+
+def test_expected_costs_are_products_of_highest_precision():
+    program = jax.jit(js.expected_costs).lower(jnp.ones((4, 2)), jnp.ones((2, 3)))
+    text = program.as_text()
+    assert text.count("dot_general") == text.count("[HIGHEST, HIGHEST]") == 1
+
+
+def test_bins_of_almost_equal_mass():
+    p = np.float32([0.6, 0.7, 0.8, 0.9, 0.95])
+    probs, labels = np.stack((p, 1 - p), 1), np.zeros(5, int)
+    found = js.reliability(probs, labels, bins=2, equal_mass=True)
+    np.testing.assert_array_equal(found.rows, [3, 2])

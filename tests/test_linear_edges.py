@@ -1,11 +1,14 @@
 """The linear losses where a type is narrow, a logit infinite or a rule used twice."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jax_softmax import (
+    _linear_tiles,
     cross_entropy,
     linear_cross_entropy,
     linear_softmax_summary,
@@ -191,9 +194,7 @@ def test_a_row_of_weight_0_whose_label_is_ruled_out():
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_no_rows_at_all(loss, dtype):
     x, w = jnp.ones((0, 3), dtype), jnp.ones((3, 4), dtype)
-    total = jax.value_and_grad(
-        lambda x, w: loss(x, w, jnp.zeros(0, int)).sum(), (0, 1)
-    )
+    total = jax.value_and_grad(lambda x, w: loss(x, w, jnp.zeros(0, int)).sum(), (0, 1))
     value, (dx, dw) = total(x, w)
     assert value == 0
     assert dx.shape == (0, 3)
@@ -267,3 +268,46 @@ def test_how_gradients_change_with_a_weight_that_is_0(loss):
 def test_padding_is_none_of_the_likeliest(top_k):
     with pytest.raises(ValueError, match=rf"top_k must be in \[1, 3\].*got {top_k}"):
         linear_softmax_summary(X, W, top_k=top_k, classes=3)
+
+
+def test_precision_reaches_every_matmul():
+    def nll(*args, **options):
+        return linear_softmax_summary(*args, **options).nll
+
+    for loss in (linear_cross_entropy, mean_linear_cross_entropy, nll):
+
+        def summed(x, w, loss=loss):
+            return loss(x, w, LABELS, precision="highest").sum()
+
+        program = jax.jit(jax.grad(summed, (0, 1))).lower(X, W).as_text()
+        products = re.findall(r"stablehlo.dot_general.*", program)
+        assert products
+        assert all("[HIGHEST, HIGHEST]" in product for product in products)
+
+
+def test_a_gradient_is_rounded_once_for_each_chunk():
+    held, piece = jnp.ones(4, jnp.bfloat16), jnp.full(4, 2**-8 + 2**-17, jnp.float32)
+    found = _linear_tiles.add_at(held, piece, 0, 0)
+    np.testing.assert_array_equal(found.astype(jnp.float32), 1 + 2**-7)
+
+
+def test_a_row_of_weight_0_keeps_no_tile():
+    x, w = jnp.array([[1.0], [0.0]]), jnp.array([[9.0, 0, -9, -9]])
+    options = {"weights": jnp.array([1.0, 0.0]), "chunk": (2, 2), "skip_below": 1e-3}
+
+    def mean(b):
+        return mean_linear_cross_entropy(x, w, jnp.array([0, 0]), b=b, **options)
+
+    assert (jax.grad(mean)(jnp.zeros(4))[2:] == 0).all()
+
+
+def test_padding_under_a_softcap():
+    def gradient(w, **options):
+        def mean(w):
+            return mean_linear_cross_entropy(X, w, LABELS % 3, softcap=2.0, **options)
+
+        return jax.grad(mean)(w)
+
+    padded = gradient(W, classes=3)
+    np.testing.assert_allclose(padded[:, :3], gradient(W[:, :3]), rtol=1e-5)
+    assert not padded[:, 3:].any()

@@ -108,6 +108,12 @@ def test_rows_however_they_are_read(read):
             lambda s, wanted: ((s.x[rows], s.labels[rows] / 2) for rows in wanted),
             "the labels that x.read yields must be integer class ids",
         ),
+        (
+            lambda s, wanted: (
+                (np.full((len(rows), 4), 2**40), s.labels[rows]) for rows in wanted
+            ),
+            "the rows that x.read yields must fit int32",
+        ),
     ],
     ids=[
         "nothing",
@@ -116,6 +122,7 @@ def test_rows_however_they_are_read(read):
         "few rows",
         "one-hot labels",
         "labels of another type",
+        "rows of 64 bits",
     ],
 )
 def test_rows_that_are_not_as_asked_for(read, sentence, our_errors):

@@ -570,3 +570,8 @@ def test_tokens_over_devices_under_plain_jit(mean, tokens):
         assert flops(compiled) < flops(alone) / 3
         placed = jax.device_put((x, w, b, labels), tuple(shardings))
         assert_close(compiled(*placed), alone(x, w, b, labels), 1e-5)
+
+
+def test_nan_is_the_likeliest_on_several_devices():
+    x, w = jnp.ones((1, 1)), jnp.array([[1.0, jnp.nan, 2.0]])
+    assert js.linear_softmax_summary(x, w, top_k=2).top_ids.tolist() == [[1, 2]]

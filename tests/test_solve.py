@@ -1,11 +1,18 @@
 """solve: the optimum, bounds that hold, and an honest end when there is none."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from jax_softmax import SoftmaxRegression, cross_entropy, solve
+from jax_softmax import (
+    SoftmaxRegression,
+    _full_batch,
+    closed_form,
+    cross_entropy,
+    solve,
+)
 
 pytestmark = pytest.mark.usefixtures("strict_types")
 
@@ -43,6 +50,36 @@ def test_finds_scikit_learns_optimum(data, best, solver):
     np.testing.assert_allclose(model.w, best, atol=5e-3)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_last_tile_overlaps_the_one_before(
+    data, best, solver, monkeypatch, fresh_traces
+):
+    monkeypatch.setattr(_full_batch, "TILE_ELEMENTS", 1)  # five tiles of 64 rows
+    model, certificate = solve(start(), *data, solver=solver, l2=L2)
+    assert certificate.converged, certificate.reason
+    np.testing.assert_allclose(model.w, best, atol=5e-3)
+
+
+def test_the_certificate_counts_what_rounding_hides():
+    random, l2 = np.random.default_rng(0), 1e-4
+    for _ in range(4):
+        x = (100 + random.normal(size=(300, 6))).astype(np.float32)
+        labels = random.integers(0, 3, 300)
+        model, certificate = solve(start(6, 3), x, labels, l2=l2, tolerance=1e-6)
+        with jax.enable_x64(True):
+            w, b, x = (jnp.asarray(array, jnp.float64) for array in (*model, x))
+            y = jnp.asarray(labels)
+            gradient = closed_form.regression_gradient(w, b, x, y, l2=l2)
+            assert np.linalg.norm(gradient[0]) <= l2 * certificate.distance
+
+
+def test_rows_of_weight_0_do_not_hide_that_classes_are_separable():
+    x, labels = np.float32([[-2], [-1], [1], [2], [3]]), np.array([0, 0, 1, 1, 0])
+    weights = np.array([1, 1, 1, 1, 0])
+    _, certificate = solve(start(1, 2), x, labels, sample_weights=weights)
+    assert certificate.reason.startswith("the classes are separable")
+
+
 @pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-3, 1e-4])
 def test_the_certificate_bounds_the_distance_and_the_gap(data, best, tolerance):
     x, labels = data
@@ -76,8 +113,9 @@ def test_a_warm_start_at_the_optimum_has_nothing_to_do(data, solver):
 
 
 def test_without_an_intercept_the_biases_stay(data):
-    model, _ = solve(start(), *data, l2=L2, intercept=False)
-    assert not np.any(model.b)
+    first = SoftmaxRegression(jnp.zeros((6, 4)), jnp.array([1.0, 2, 3, 4]))
+    model, _ = solve(first, *data, l2=L2, intercept=False)
+    np.testing.assert_array_equal(model.b, first.b)
 
 
 def test_sample_weights_are_repeated_rows(data):

@@ -219,3 +219,16 @@ def test_the_rows_may_change_afterwards():
     x[:], labels[:] = 0, 0
     (want,) = [*sweep(models(), X, LABELS, epochs=2, **options)][1:]
     np.testing.assert_array_equal(next(run).train_loss, want.train_loss)
+
+
+def test_what_an_optimizer_is_made_of_a_setting(our_errors):
+    swept = sweep(
+        models(),
+        X,
+        LABELS,
+        optimizer=lambda setting: setting,
+        settings=np.array([0.1]),
+        keys=KEYS,
+    )
+    with pytest.raises(TypeError, match="what optimizer makes of a setting must be"):
+        next(swept)
