@@ -21,6 +21,7 @@ from experiments import benchmark_dense as dense
 from experiments import chips, report
 from experiments.benchmark_linear import on_logits
 from experiments.command import make_folder, results_folder
+from experiments.files import save_json, save_text
 from jax_softmax import mean_linear_cross_entropy
 
 SHAPES = ("65536 x 10", "8192 x 1000", "1024 x 50257", "64 x 262144")
@@ -52,8 +53,8 @@ def run(settings: Settings) -> None:
             rows += dense_rows(device, name, dtype)
     rows.append(linear_row(device, (256, 64, 2048) if settings.quick else LINEAR))
     found = {"chip": settings.chip, "rows": rows, "environment": report.environment()}
-    (out / f"{settings.chip}.json").write_text(report.to_json(found))
-    (out / f"{settings.chip}.md").write_text(table(rows))
+    save_json(out / f"{settings.chip}.json", found)
+    save_text(out / f"{settings.chip}.md", table(rows))
     report.say(table(rows))
 
 

@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 
 import jax_softmax
 from experiments import report, torch_peer
-from experiments.command import above_zero, make_folder, results_folder
+from experiments.command import above_zero, make_folder, quickened, results_folder
+from experiments.files import save_figure, save_json, save_text
 from experiments.measure import (
     Contender,
     Timing,
@@ -169,16 +170,16 @@ def looped(function: Function, repeats: int) -> Function:
 def run(settings: Settings) -> None:
     """Measure, print, save."""
     above_zero(settings, "seconds")
+    settings = quickened(settings, seconds=0.1)
     out = results_folder("dense", settings.out, quick=settings.quick)
     make_folder(out)
     rows = []
     shapes = SHAPES_ON_A_GPU if jax.default_backend() == "gpu" else SHAPES
     if settings.quick:
         shapes = dict(list(SHAPES.items())[:3])
-    seconds = 0.1 if settings.quick else settings.seconds
     for dtype in ("float32", "bfloat16"):
         for shape_name, shape in shapes.items():
-            for row in measured(shape_name, shape, dtype, seconds):
+            for row in measured(shape_name, shape, dtype, settings.seconds):
                 rows.append(row)
                 report.say(_line(row))
     summary = {
@@ -193,17 +194,13 @@ def run(settings: Settings) -> None:
         )
     milliseconds = import_milliseconds(1 if settings.quick else 9)
     report.say(f"import jax_softmax adds {milliseconds:.0f} ms to import jax, optax")
-    (out / "dense.json").write_text(
-        report.to_json(
-            {
-                "environment": report.environment(),
-                "import_milliseconds": milliseconds,
-                "geometric_mean_to_best_peer": summary,
-                "rows": rows,
-            }
-        )
-    )
-    (out / "dense.md").write_text(table(rows))
+    facts = {
+        "environment": report.environment(),
+        "import_milliseconds": milliseconds,
+        "geometric_mean_to_best_peer": summary,
+    }
+    save_json(out / "dense.json", facts | {"rows": rows})
+    save_text(out / "dense.md", table(rows))
     draw(rows, out / "dense.png")
     report.say(f"Files: dense.json, dense.md and dense.png in {out}")
 
@@ -353,4 +350,4 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set(ylabel="time / time of the best peer", title="float32: lower is faster")
     axes.legend(ncols=len(LIMIT), fontsize=8, loc="upper center")
     axes.set_ylim(0, 1.25 * max(1, *(row["to_peer"] for row in rows)))
-    figure.savefig(path, dpi=120)
+    save_figure(path, figure)

@@ -16,7 +16,14 @@ from statistics import median
 from typing import Any
 
 from experiments import report
-from experiments.command import Failed, at_least, make_folder, results_folder
+from experiments.command import (
+    Failed,
+    at_least,
+    make_folder,
+    quickened,
+    results_folder,
+)
+from experiments.files import save_json, save_text
 from experiments.measure import with_bytecode
 
 IMPORTS = "import experiments.fashion_mnist, experiments.pictures, orbax.checkpoint"
@@ -40,14 +47,15 @@ class Settings:
 def run(settings: Settings) -> None:
     """Measure, print, save."""
     at_least(1, settings, "rounds")
+    settings = quickened(settings, rounds=1)
     folder = results_folder("job", settings.out, quick=settings.quick)
     make_folder(folder)
     job = ["-m", "experiments.fashion_mnist", "--dataset", settings.dataset]
     job += ["--quick"] if settings.quick else []
-    rounds = 1 if settings.quick else settings.rounds
     with tempfile.TemporaryDirectory() as scratch:
         kept = Path(scratch)
         imports = [_process(["-c", IMPORTS], kept) for _ in range(2)][-1]
+        rounds = settings.rounds
         runs = [_timed(job, kept, kept / f"{n}") for n in range(rounds + 1)]
         streamed = [
             _timed([*job, "--stream"], kept, kept / f"s{n}") for n in range(rounds)
@@ -59,11 +67,10 @@ def run(settings: Settings) -> None:
     ]
     table = _table(rows)
     report.say(table)
-    (folder / "job.md").write_text(table + "\n")
+    save_text(folder / "job.md", table + "\n")
     facts = {"environment": report.environment(), "imports alone": imports}
-    (folder / "job.json").write_text(
-        report.to_json(facts | {"rows": rows, "runs": runs, "streamed": streamed})
-    )
+    facts |= {"rows": rows, "runs": runs, "streamed": streamed}
+    save_json(folder / "job.json", facts)
     report.say(
         f"Imports alone: {imports['seconds']:.2f} s, {imports['peak_megabytes']:.0f} "
         f"MB. Files: {folder}"

@@ -26,7 +26,14 @@ from jax import Array, lax
 from matplotlib.figure import Figure
 
 from experiments import report, torch_peer
-from experiments.command import BadInput, above_zero, make_folder, results_folder
+from experiments.command import (
+    BadInput,
+    above_zero,
+    make_folder,
+    quickened,
+    results_folder,
+)
+from experiments.files import save_figure, save_json
 from experiments.measure import Contender, Timing, compiled, interleave, ratio
 from jax_softmax import mean_linear_cross_entropy
 
@@ -79,10 +86,11 @@ def run(settings: Settings) -> None:
     if unknown:
         raise BadInput(f"--shapes {sorted(unknown)[0]} is none of {', '.join(known)}.")
     above_zero(settings, "seconds", "gigabytes")
+    settings = quickened(settings, seconds=0.1, shapes=tuple(QUICK))
     out = results_folder("linear", settings.out, quick=settings.quick)
     make_folder(out)
     path = out / "linear.json"
-    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    rows = _earlier(path)
     for shape_name, shape in _wanted(settings):
         row = measured(shape, settings)
         row |= {"shape": shape_name, "peers": peers(), "dtype": settings.dtype}
@@ -90,9 +98,25 @@ def run(settings: Settings) -> None:
         row["environment"] = report.environment()
         report.say(_line(row))
         rows = [r for r in rows if _identity(r) != _identity(row)] + [row]
-        path.write_text(report.to_json({"rows": rows}))
+        save_json(path, {"rows": rows})
     draw([r for r in rows if r["shape"] == "growth"], out / "growth.png")
     report.say(f"Files: {path}, {out / 'growth.png'}")
+
+
+def _earlier(path: Path) -> list[dict[str, Any]]:
+    """What has been measured before, there or elsewhere.
+
+    Raises:
+        BadInput: the file is damaged.
+    """
+    try:
+        rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+        list(map(_identity, rows))
+    except (ValueError, TypeError, LookupError) as error:
+        raise BadInput(
+            f"{path} is damaged ({error}): restore it, or move it away."
+        ) from None
+    return rows
 
 
 def _identity(row: dict[str, Any]) -> list[Any]:
@@ -105,11 +129,8 @@ def peers() -> list[str]:
 
 
 def _wanted(settings: Settings) -> Iterator[tuple[str, Shape]]:
-    if settings.quick:
-        yield from QUICK.items()
-        return
     for name in settings.shapes:
-        tokens, features, classes = (SHAPES | ON_A_GPU)[name]
+        tokens, features, classes = (SHAPES | ON_A_GPU | QUICK)[name]
         for count in GROWTH if name == "growth" else (classes,):
             yield name, (tokens, features, count)
 
@@ -144,8 +165,7 @@ def measured(shape: Shape, settings: Settings) -> dict[str, Any]:
     wrong, firsts = first_calls(fitting, NEAR[dtype])
     slow = {n: Timing(0.0, [s]) for n, s in firsts.items() if s > SLOW}
     rounds = {name: fitting[name] for name in fitting if name not in slow}
-    seconds = 0.1 if settings.quick else settings.seconds
-    timings = interleave(rounds, seconds=seconds, least_rounds=3, warm_ups=1)
+    timings = interleave(rounds, seconds=settings.seconds, least_rounds=3, warm_ups=1)
     medians = {n: 1e3 * timing.median for n, timing in (timings | slow).items()}
     out = (OURS, MATMULS, *wrong, *slow)
     theirs = {name: ms for name, ms in medians.items() if name not in out}
@@ -311,4 +331,4 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
     figure.suptitle(f"{tokens} tokens, {features} features, float32")
-    figure.savefig(path, dpi=120)
+    save_figure(path, figure)

@@ -17,7 +17,8 @@ import optax
 from jax import Array, lax
 
 from experiments import data, report, torch_peer
-from experiments.command import above_zero, make_folder, results_folder
+from experiments.command import above_zero, make_folder, quickened, results_folder
+from experiments.files import save_json
 from experiments.images import pixels
 from experiments.measure import Contender, compiled, interleave, ratio
 from jax_softmax import SoftmaxRegression, evaluate, fit
@@ -50,14 +51,14 @@ class Settings:
 def run(settings: Settings) -> None:
     """Measure, print, save."""
     above_zero(settings, "seconds")
+    settings = quickened(settings, seconds=1.0)
     out = results_folder("train", settings.out, quick=settings.quick)
     dataset = data.load(settings.dataset, settings.data_dir)
     make_folder(out)
     contenders = whole_epochs(dataset) | parts(dataset)
     if torch_peer.INSTALLED:
         contenders |= torch_epochs(dataset)
-    seconds = 1.0 if settings.quick else settings.seconds
-    timings = interleave(contenders, seconds=seconds)
+    timings = interleave(contenders, seconds=settings.seconds)
     rows = [
         {
             "what": name,
@@ -83,16 +84,8 @@ def run(settings: Settings) -> None:
         )
     path = out / "train.json"
     rounds = len(next(iter(timings.values())).seconds)
-    path.write_text(
-        report.to_json(
-            {
-                "environment": report.environment(),
-                "rounds": rounds,
-                "rows": rows,
-                "ratios": ratios,
-            }
-        )
-    )
+    facts = {"environment": report.environment(), "rounds": rounds}
+    save_json(path, facts | {"rows": rows, "ratios": ratios})
     report.say(f"Files: {path}")
 
 

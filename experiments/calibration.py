@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from matplotlib.figure import Figure
 
+from experiments.files import save_figure
 from jax_softmax import (
     Reliability,
     brier_score,
@@ -107,4 +108,4 @@ def draw_reliability(found: Mapping[str, Calibration], path: Path) -> None:
     grid[0, 0].set_ylabel("accuracy")
     grid[1, 0].set_ylabel("images")
     grid[0, 0].legend(loc="upper left", fontsize=9)
-    figure.savefig(path, dpi=120)
+    save_figure(path, figure)

@@ -6,13 +6,15 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
 import tyro
+from jax.errors import JaxRuntimeError
 
 from experiments.catalog import DataError
 
@@ -85,6 +87,7 @@ def main(
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _interrupt)
         run(parsed)
+        _leave_when_told()
     except (BadInput, DataError) as error:
         _exit(BAD_INPUT, str(error))
     except Failed as error:
@@ -108,6 +111,14 @@ def main(
             f"Stopped: {file} cannot be used ({error.strerror or error}). Look at the "
             "room on its disk and at its permissions, then start again.",
         )
+    except (MemoryError, JaxRuntimeError) as error:
+        if (
+            isinstance(error, JaxRuntimeError)
+            and "RESOURCE_EXHAUSTED" not in f"{error}"
+        ):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else "none is left"
+        _exit(FAILED, f"Stopped for want of memory ({reason}): give smaller sizes.")
 
 
 def parse(
@@ -155,6 +166,24 @@ def parse_again(
                 "flag out, or start another run with --out."
             )
     return asked
+
+
+def quickened(settings: Settings, **values: Any) -> Settings:
+    """The settings; with --quick, those of a quick check in the place of defaults.
+
+    Raises:
+        BadInput: one of them was given, and otherwise.
+    """
+    if not getattr(settings, "quick"):  # noqa: B009 any dataclass that has one
+        return settings
+    for name, value in values.items():
+        given = getattr(settings, name)
+        if given not in (value, getattr(type(settings), name)):
+            raise BadInput(
+                f"--quick has {flag(name)} of its own: leave {flag(name)} out, or "
+                "--quick."
+            )
+    return replace(cast(Any, settings), **values)
 
 
 def at_least(least: int, settings: Any, *names: str) -> None:
@@ -210,6 +239,11 @@ def results_folder(experiment: str, out: Path | None, *, quick: bool) -> Path:
     )
     folder = out or Path(default)
     check_folder(folder)
+    if (folder / "config.json").exists():
+        raise BadInput(
+            f"{folder} holds a run, some of whose files would be written over: choose "
+            "another --out."
+        )
     return folder
 
 
@@ -251,6 +285,21 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt(number)
 
 
+def _leave_when_told() -> None:
+    """What is done is done: from here on a signal only ends the process, at once."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        del frame
+        with suppress(Exception):
+            sys.stdout.flush()
+        os._exit(128 + number)
+
+    for number in SIGNALS:
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, leave)
+
+
 def _exit(code: int, sentence: str) -> None:
+    _leave_when_told()
     print(sentence, file=sys.stderr)
     sys.exit(code)

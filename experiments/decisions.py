@@ -26,9 +26,11 @@ from experiments.command import (
     at_least,
     main,
     make_folder,
+    quickened,
     results_folder,
     takes_seed,
 )
+from experiments.files import save_json, save_text
 from experiments.images import pixels
 from jax_softmax import (
     SoftmaxRegression,
@@ -94,6 +96,7 @@ def run(settings: Settings) -> None:
     at_least(1, settings, "splits")
     above_zero(settings, "times")
     takes_seed(settings)
+    settings = quickened(settings, splits=3)
     out = results_folder("decisions", settings.out, quick=settings.quick)
     model, config = run_folder.load(settings.run)
     dataset = data.load(config["dataset"], settings.data_dir)
@@ -117,8 +120,7 @@ def run(settings: Settings) -> None:
     if settings.costly is not None:
         costly = names.index(settings.costly)
     costs = cost_table(len(names), costly, settings.times)
-    splits = 3 if settings.quick else settings.splits
-    keys = jax.random.split(jax.random.key(settings.seed), splits)
+    keys = jax.random.split(jax.random.key(settings.seed), settings.splits)
     of_splits = jax.jit(jax.vmap(of_split, in_axes=(0, None, None, None)))
     found = {name: of_splits(keys, z, labels, costs) for name, z in logits.items()}
     summary = {
@@ -128,7 +130,7 @@ def run(settings: Settings) -> None:
         "times": settings.times,
         "run": settings.run,
         "by_heart": {"images": FEW, "epochs": _epochs(settings)},
-        "splits": splits,
+        "splits": settings.splits,
         "held_out": len(labels) // 2,
         "reported": len(labels) - len(labels) // 2,
         "miss_rates": MISS_RATES,
@@ -136,8 +138,8 @@ def run(settings: Settings) -> None:
         "classifiers": {name: _summary(of) for name, of in found.items()},
     }
     page = decisions_page.page(summary)
-    (out / "decisions.md").write_text(page)
-    (out / "decisions.json").write_text(report.to_json(summary))
+    save_text(out / "decisions.md", page)
+    save_json(out / "decisions.json", summary)
     decisions_page.draw(summary, found, out)
     report.say(page)
     names = ("decisions.md", "decisions.json", *decisions_page.PICTURES)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments import report
 from experiments.calibration import draw_reliability
+from experiments.files import save_figure
 
 SCALINGS = ("as trained", "temperature", "vector scaling")
 SCORES = ("probabilities", "adaptive", "adaptive, randomised")
@@ -170,7 +171,7 @@ def _draw_abstention(found: dict[str, Any], path: Path) -> None:
         _finish(left, f"{name}: mean cost (an error costs 1)", "price of no decision")
         _finish(right, f"{name}: error rate of decided images", "share decided")
     grid[0, 0].legend(loc="lower right")
-    figure.savefig(path, dpi=120)
+    save_figure(path, figure)
 
 
 def _draw_conformal(found: dict[str, Any], path: Path) -> None:
@@ -192,7 +193,7 @@ def _draw_conformal(found: dict[str, Any], path: Path) -> None:
         for axes in (left, right):
             axes.set_xticks(places, [f"{share:g}" for share in promised])
     grid[0, 1].legend(loc="upper left")
-    figure.savefig(path, dpi=120)
+    save_figure(path, figure)
 
 
 def _finish(axes: Axes, title: str, label: str) -> None:

@@ -23,9 +23,11 @@ from experiments.command import (
     Interrupted,
     Stop,
     main,
+    quickened,
     stopping_at_leisure,
 )
 from experiments.compiled import keep_programs
+from experiments.files import save_json
 from experiments.mesh import mesh_of, sizes
 from experiments.predict import Predict, predict
 from experiments.stopwatch import Stopwatch, peak_megabytes, waited_for_rows
@@ -37,6 +39,7 @@ from experiments.training import import_meanwhile, line_of, trained
 def train(settings: Train) -> None:
     """The main job."""
     settings.check()
+    epochs = quickened(settings, epochs=min(settings.epochs, 2)).epochs
     clock = Stopwatch()
     clock.lap("imports")
     keep_programs()
@@ -44,9 +47,8 @@ def train(settings: Train) -> None:
     load = data.load_streamed if settings.stream else data.load
     dataset = load(settings.dataset, settings.data_dir)
     import_meanwhile("orbax.checkpoint")
-    epochs, images = settings.epochs, dataset.train_images
+    images = dataset.train_images
     if settings.quick:
-        epochs = min(epochs, 2)
         images = first(images, 6000)
     clock.lap("data")
     out = settings.resume or settings.out or _new_folder(settings.dataset)
@@ -107,8 +109,7 @@ def train(settings: Train) -> None:
                 *told.args,
             ) from None
         clock.lap("pictures")
-        with run_folder.replacing(out / run_folder.TIMES) as file:
-            file.write_text(report.to_json(_times(clock)))
+        save_json(out / run_folder.TIMES, _times(clock))
         files = [path for path in run_folder.files_of_run(out) if path.is_file()]
         report.say(_spent(clock))
         report.say("Files:", *(f"  {path}" for path in files), sep="\n")

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import gradient_roads as roads
+from experiments.files import save_figure
 from experiments.gradient_curves import MarginCurves, StepCurves
 
 STYLES: dict[str, dict[str, Any]] = {
@@ -58,7 +59,7 @@ def draw_margins(panels: Sequence[MarginCurves], path: Path) -> None:
         handles, names, loc="outside lower center", ncols=len(names), fontsize=9
     )
     figure.suptitle("On the upper edge: far more, or (a cross) NaN or infinite")
-    figure.savefig(path, dpi=120)
+    save_figure(path, figure)
 
 
 def _margin_line(axes: Axes, curves: MarginCurves, road: str, top: float) -> None:
@@ -111,7 +112,7 @@ def draw_steps(curves: Sequence[StepCurves], path: Path) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))
-    figure.savefig(path, dpi=120)
+    save_figure(path, figure)
 
 
 def _drawn(errors: Sequence[float]) -> np.ndarray:

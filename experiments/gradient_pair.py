@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments import report
 from experiments.command import BadInput, Failed
+from experiments.files import save_json
 from jax_softmax import GradientReport, compare_gradients
 
 Function = Callable[..., Any]
@@ -226,7 +227,7 @@ def _save(path: Path, pair: Pair, compared: GradientReport) -> None:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(report.to_json(content))
+        save_json(path, content)
     except OSError as error:
         raise BadInput(
             f"{path} cannot be written ({error.strerror}): choose another --out."

@@ -20,6 +20,7 @@ import tyro
 
 from experiments import data, gradient_figures, gradient_pair, report
 from experiments.command import main, make_folder, results_folder
+from experiments.files import save_json, save_text
 from experiments.gradient_cases import on_logits, on_weights
 from experiments.gradient_curves import (
     MARGIN_PANELS,
@@ -128,7 +129,7 @@ def run(settings: Settings) -> None:
     tell(step_section(by_steps))
     gradient_figures.draw_margins(by_margins, out / "error_by_margin.png")
     gradient_figures.draw_steps(by_steps, out / "error_by_step.png")
-    (out / "tables.md").write_text("\n\n".join(told) + "\n")
+    save_text(out / "tables.md", "\n\n".join(told) + "\n")
     content = {
         "environment": report.environment(),
         "dataset": dataset.name,
@@ -136,7 +137,7 @@ def run(settings: Settings) -> None:
         "by_margin": [curves._asdict() for curves in by_margins],
         "by_step": [curves._asdict() for curves in by_steps],
     }
-    (out / "gradients.json").write_text(report.to_json(content))
+    save_json(out / "gradients.json", content)
     report.say("Files:", *(f"  {path}" for path in sorted(out.iterdir())), sep="\n")
 
 

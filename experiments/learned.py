@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from experiments import report
 from experiments.data import Dataset
+from experiments.files import save_json
 from experiments.images import pixels
 from jax_softmax import SoftmaxRegression, closed_form
 
@@ -65,7 +65,7 @@ def draw(
     stop()
     found = calibration.calibration(logits, labels)
     calibration.draw_reliability({"validation images": found}, out / "reliability.png")
-    (out / "calibration.json").write_text(report.to_json(calibration.as_json(found)))
+    save_json(out / "calibration.json", calibration.as_json(found))
     return calibration.sentence(found)
 
 

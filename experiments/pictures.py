@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
+from experiments.files import save_figure
+
 TRAIN, VALIDATION, ACCURACY = "#1f77b4", "#d62728", "#2ca02c"
 
 
@@ -34,7 +36,7 @@ def curves(metrics: Sequence[dict[str, float]], path: Path) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
-    figure.savefig(path, dpi=120)
+    save_figure(path, figure)
 
 
 def misclassified(
@@ -53,7 +55,7 @@ def misclassified(
         _montage(axes, images[wrong] / 255, titles, columns=8, fontsize=9, cmap="gray")
     title = "Misclassified test images: true label above, predicted label below"
     figure.suptitle(title if len(wrong) else "No test image is misclassified")
-    figure.savefig(path, dpi=120)
+    save_figure(path, figure)
 
 
 def weights(w: np.ndarray, shape: Sequence[int], names: Sequence[str], path: Path):
@@ -74,7 +76,7 @@ def weights(w: np.ndarray, shape: Sequence[int], names: Sequence[str], path: Pat
         vmax=limit,
     )
     figure.colorbar(shown, cax=figure.add_axes((0.89, 0.1, 0.02, 0.8)), label="weight")
-    figure.savefig(path, dpi=120)
+    save_figure(path, figure)
 
 
 def confusion(
@@ -98,7 +100,7 @@ def confusion(
     axes.set_title("Test images by true and predicted label", fontsize=11)
     bar = figure.add_axes((0.86, 0.25, 0.03, 0.65))
     figure.colorbar(shown, cax=bar, label="share of the true label")
-    figure.savefig(path, dpi=120)
+    save_figure(path, figure)
 
 
 def _axes(

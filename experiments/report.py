@@ -23,7 +23,14 @@ T = TypeVar("T")
 
 PACKAGES = ("jax", "jaxlib", "optax", "numpy")
 PEERS = ("scipy", "scikit-learn", "torch", "tokamax")
-CONSOLE = Console(highlight=False, soft_wrap=True, markup=False)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise
+
+
+CONSOLE = _Console(highlight=False, soft_wrap=True, markup=False)
 
 
 def say(*lines: str, sep: str = " ") -> None:

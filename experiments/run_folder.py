@@ -15,8 +15,8 @@ from zipfile import BadZipFile, is_zipfile
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import report
 from experiments.command import BadInput, cannot_write, check_folder, make_folder
+from experiments.files import replacing, save_json, save_text
 from jax_softmax import SoftmaxRegression
 
 CONFIG, METRICS, PARAMS = "config.json", "metrics.jsonl", "params.npz"
@@ -73,8 +73,7 @@ def create(folder: Path, config: dict[str, Any]) -> None:
     """
     check_free(folder)
     try:
-        with replacing(folder / CONFIG) as file:
-            file.write_text(report.to_json({"kind": KIND} | config))
+        save_json(folder / CONFIG, {"kind": KIND} | config)
     except OSError as error:
         raise cannot_write(folder, error.strerror) from None
 
@@ -88,8 +87,8 @@ def check_free(folder: Path) -> None:
     check_folder(folder)
     if os.path.exists(folder / CONFIG):
         raise BadInput(
-            f"{folder} already holds a run: go on with --resume {folder}, or choose "
-            "another --out."
+            f"{folder} already holds a run: go on with --resume {folder} if it is one "
+            "of these, or choose another --out."
         )
     if there := files_of_run(folder):
         raise BadInput(
@@ -172,8 +171,7 @@ def keep_metrics(folder: Path, epochs: int) -> list[dict[str, Any]]:
     if not (folder / METRICS).exists():
         return []
     kept = [row for row in _sound_metrics(folder) if row["epoch"] <= epochs]
-    with replacing(folder / METRICS) as file:
-        file.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    save_text(folder / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
     return kept
 
 
@@ -234,15 +232,21 @@ def load(folder: Path) -> SavedRun:
             f"{folder} holds no finished run ({PARAMS} is missing): train one with "
             "python -m experiments.fashion_mnist --out FOLDER."
         ) from None
-    except (ValueError, BadZipFile, EOFError, OSError) as error:
-        raise BadInput(
-            f"The run in {folder} is damaged ({error}): --resume {folder} restores "
-            "what its newest checkpoint has; without any, train it again."
-        ) from None
+    except (ValueError, BadZipFile, EOFError) as error:
+        raise _damaged_params(folder, str(error)) from None
     config = started_with(folder)
     if not _fits(config, params):
         raise _of_another_model(folder)
+    if not all(np.isfinite(array).all() for array in params.values()):
+        raise _damaged_params(folder, f"{PARAMS} holds numbers that are not finite")
     return SavedRun(SoftmaxRegression(*map(jnp.asarray, map(params.get, "wb"))), config)
+
+
+def _damaged_params(folder: Path, reason: str) -> BadInput:
+    return BadInput(
+        f"The run in {folder} is damaged ({reason}): --resume {folder} restores "
+        "what its newest checkpoint has; without any, train it again."
+    )
 
 
 def _of_another_model(folder: Path) -> BadInput:
@@ -257,14 +261,3 @@ def _fits(config: dict[str, Any], params: dict[str, np.ndarray]) -> bool:
     features = int(np.prod(config.get("image_shape", ())))
     shapes = {name: array.shape for name, array in params.items()}
     return shapes == {"w": (features, classes), "b": (classes,)}
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write beside path, which it replaces at the end, whole."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from threading import Thread
 import jax
 
 from experiments import report, run_folder, scaling_overhead, scaling_pod
-from experiments.command import Failed, main
+from experiments.command import Failed, Interrupted, main
 from experiments.scaling_settings import Scaling, check, gone_on_with
 from experiments.scaling_work import work
 
@@ -45,6 +45,7 @@ def launch(settings: Scaling) -> None:
                 command,
                 env=os.environ | {WORKER: f"{process} {port}"},
                 stdin=subprocess.PIPE,
+                start_new_session=True,  # or Ctrl-C would reach them as well
             )
             for process in range(settings.processes)
         ]
@@ -55,9 +56,16 @@ def launch(settings: Scaling) -> None:
         )
         try:
             _watch(workers, settings)
+        except KeyboardInterrupt as told:
+            raise Interrupted(
+                "Interrupted: all processes were stopped. Go on from the newest "
+                f"checkpoint with --resume {settings.out}.",
+                *told.args,
+            ) from None
         finally:
-            for worker in workers:
+            for worker in reversed(workers):  # the first has the others' address book
                 worker.kill()
+            for worker in workers:
                 worker.communicate()
     report.say(f"Parameters: {settings.out / run_folder.PARAMS}")
 

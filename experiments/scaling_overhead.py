@@ -19,13 +19,20 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from experiments import report, run_folder
-from experiments.command import Failed, at_least, make_folder, results_folder
+from experiments.command import (
+    Failed,
+    at_least,
+    make_folder,
+    quickened,
+    results_folder,
+)
+from experiments.files import save_json
 
 MESHES = "data=2,model=1", "data=1,model=2"
 WAYS = {"1 process x 2 devices": (1, 2), "2 processes x 1 device": (2, 1)}
@@ -55,9 +62,8 @@ class Overhead:
 def run(settings: Overhead) -> None:
     at_least(2, settings, "rounds", "batch_size", "features", "classes", "steps")
     out = results_folder("scaling", settings.out, quick=settings.quick)
+    settings = quickened(settings, rounds=2, batch_size=16, steps=3)
     make_folder(out)
-    if settings.quick:
-        settings = replace(settings, rounds=2, batch_size=16, steps=3)
     seconds: dict[str, dict[str, list[list[float]]]] = {
         mesh: {way: [] for way in WAYS} for mesh in MESHES
     }
@@ -83,7 +89,7 @@ def run(settings: Overhead) -> None:
     )
     found = {"settings": settings.__dict__, "meshes": rows}
     path = out / "overhead.json"
-    path.write_text(report.to_json(found | {"environment": report.environment()}))
+    save_json(path, found | {"environment": report.environment()})
     report.say(f"Written: {path}")
 
 

@@ -41,6 +41,7 @@ from experiments import report
 from experiments.benchmark_linear import on_logits
 from experiments.chips import V5E, figures, v5e
 from experiments.command import BadInput, make_folder, results_folder
+from experiments.files import save_figure, save_json, save_text
 from jax_softmax import mean_linear_cross_entropy
 
 BYTES = {"bf16": 2, "f32": 4, "s32": 4, "u32": 4, "pred": 1, "f16": 2, "u8": 1, "s8": 1}
@@ -205,7 +206,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set_xticks(chips, [str(n) for n in chips])
         axes.minorticks_off()
         axes.legend()
-    figure.savefig(path, dpi=120)
+    save_figure(path, figure)
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,8 @@ class Pod:
 def run(settings: Pod) -> None:
     unknown = set(settings.chips) - set(V5E)
     if unknown or not settings.chips:
-        raise BadInput(f"--chips must be of {[*V5E]}, got {settings.chips}.")
+        got = ", ".join(map(str, settings.chips)) or "none"
+        raise BadInput(f"--chips must be of {', '.join(map(str, V5E))}, got {got}.")
     out = results_folder("scaling", settings.out, quick=settings.quick)
     make_folder(out)
     shape = Shape(256, 512, 16384) if settings.quick else Shape()
@@ -237,7 +239,7 @@ def run(settings: Pod) -> None:
         "rows": rows,
         "environment": report.environment(),
     }
-    (out / "pod.json").write_text(report.to_json(found))
-    (out / "pod.md").write_text(table(rows))
+    save_json(out / "pod.json", found)
+    save_text(out / "pod.md", table(rows))
     draw(rows, out / "pod.png")
     report.say(table(rows))

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments import report, run_folder
+from experiments.files import save_json
 from experiments.mesh import AXES, BY_CLASS
 from experiments.scaling_settings import Scaling, mesh_shape
 from jax_softmax import SoftmaxRegression, cross_entropy
@@ -138,7 +139,7 @@ def work(settings: Scaling, process: int, port: int) -> None:
             "step_seconds": seconds[1:],
             "environment": report.environment(),
         }
-        (settings.out / run_folder.SUMMARY).write_text(report.to_json(summary))
+        save_json(settings.out / run_folder.SUMMARY, summary)
 
 
 def join(settings: Scaling, process: int, port: int) -> None:

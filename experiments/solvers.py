@@ -15,7 +15,7 @@ within 1e-4 of the best ones.
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,15 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from experiments import report
-from experiments.command import BadInput, above_zero, main, make_folder, results_folder
+from experiments.command import (
+    BadInput,
+    above_zero,
+    main,
+    make_folder,
+    quickened,
+    results_folder,
+)
+from experiments.files import save_json
 from experiments.solvers_race import LIMIT, RESOLUTION, RIVAL, draw, race, thinned
 from experiments.solvers_runs import (
     NEAR,
@@ -95,8 +103,7 @@ def run(settings: Settings) -> None:
     if RIVAL not in settings.peers:
         raise BadInput(f'--peers must have "{RIVAL}" among them: it sets the goals.')
     out = results_folder("solvers", settings.out, quick=settings.quick)
-    if settings.quick:
-        settings = replace(settings, dataset="digits", limit=1.0, rival_limit=None)
+    settings = quickened(settings, dataset="digits", limit=1.0, rival_limit=None)
     p = problem(settings.dataset, settings.data_dir)
     make_folder(out)
     curves: dict[str, list[list[Point]]] = {}
@@ -146,20 +153,19 @@ def run(settings: Settings) -> None:
             f"coefficients, by its certificate {end['distance']:.1e} from the optimum"
         )
     rows = race(curves, minimum, rival_limit)
-    (out / f"{settings.dataset}.json").write_text(
-        report.to_json(
-            {
-                "environment": report.environment(),
-                "rows": len(p.labels),
-                "minimum": minimum,
-                "race": rows,
-                "ends": accuracy,
-                "curves": {
-                    name: [[list(q) for q in thinned(points)] for points in runs]
-                    for name, runs in curves.items()
-                },
-            }
-        )
+    save_json(
+        out / f"{settings.dataset}.json",
+        {
+            "environment": report.environment(),
+            "rows": len(p.labels),
+            "minimum": minimum,
+            "race": rows,
+            "ends": accuracy,
+            "curves": {
+                name: [[list(q) for q in thinned(points)] for points in runs]
+                for name, runs in curves.items()
+            },
+        },
     )
     draw(settings.dataset, curves, minimum, rows, out)
     report.say(f"Files: {settings.dataset}.json and .png in {out}")

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import report
+from experiments.files import save_figure
 from experiments.solvers_runs import Point
 
 TOLERANCES = {"default tolerance, 1e-4": 1e-4, "tolerance 1e-8": 1e-8}
@@ -120,7 +121,7 @@ def draw(
     )
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    figure.savefig(out / f"{name}.png", dpi=120)
+    save_figure(out / f"{name}.png", figure)
 
 
 def thinned(points: list[Point]) -> Iterator[Point]:

@@ -21,6 +21,7 @@ import numpy as np
 
 from experiments import report, stability_page
 from experiments.command import main, make_folder, results_folder
+from experiments.files import save_json, save_text
 from experiments.measure import interleave
 from experiments.stability_rivals import (
     SOFTMAXES,
@@ -78,8 +79,8 @@ def run(settings: Settings) -> None:
         "costs": costs(shapes, seconds),
     }
     page = stability_page.page(found)
-    (out / "stability.md").write_text(page)
-    (out / "stability.json").write_text(report.to_json(found))
+    save_text(out / "stability.md", page)
+    save_json(out / "stability.json", found)
     stability_page.draw_offsets(found, out / stability_page.OFFSET)
     stability_page.draw_margins(found, out / stability_page.MARGIN)
     report.say(page)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import report
+from experiments.files import save_figure
 from experiments.stability_rivals import OURS, SOFTMAXES
 
 OFFSET, MARGIN = "offset.png", "margin.png"
@@ -211,4 +212,4 @@ def _finish(figure: Figure, path: Path) -> None:
     """One legend for all panels, below them."""
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names))
-    figure.savefig(path, dpi=120)
+    save_figure(path, figure)

@@ -9,7 +9,7 @@ Hessian products, where training starts and where it ends.
 
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,8 +29,10 @@ from experiments.command import (
     at_least,
     main,
     make_folder,
+    quickened,
     results_folder,
 )
+from experiments.files import save_figure, save_json
 from experiments.images import pixels
 from jax_softmax import NonFiniteLoss, SoftmaxRegression, fit, sweep
 from jax_softmax.closed_form import regression_hvp
@@ -197,14 +199,11 @@ def run(settings: Settings) -> None:
         )
     if not settings.batch_sizes or min(settings.batch_sizes) < 1:
         raise BadInput(
-            "--batch-sizes must be one or more numbers of at least 1, "
-            f"got {settings.batch_sizes}."
+            "--batch-sizes must be one or more numbers of at least 1, got "
+            f"{', '.join(map(str, settings.batch_sizes)) or 'none'}."
         )
-    if settings.quick:
-        settings = replace(
-            settings, dataset="digits", rates=6, batch_sizes=(64, 256), seeds=2
-        )
-        settings = replace(settings, epochs=2, rounds=1)
+    small = {"dataset": "digits", "rates": 6, "batch_sizes": (64, 256), "seeds": 2}
+    settings = quickened(settings, epochs=2, rounds=1, **small)
     out = results_folder("sweep", settings.out, quick=settings.quick)
     dataset = data.load(settings.dataset, settings.data_dir)
     make_folder(out)
@@ -252,7 +251,7 @@ def run(settings: Settings) -> None:
         "curvature": curvatures,
         "throughput": timing,
     }
-    (out / "sweep.json").write_text(report.to_json(results))
+    save_json(out / "sweep.json", results)
     draw_rates(groups, rates, curvatures, out / "learning_rate.png")
     draw_sizes(groups, rates, out / "batch_size.png")
     report.say(f"Files: sweep.json and two pictures in {out}")
@@ -334,7 +333,7 @@ def _finish(axes: Any, groups: list[Group], figure: Figure, path: Path) -> None:
     axes.yaxis.set_minor_formatter("{x:.2g}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    save_figure(path, figure)
 
 
 if __name__ == "__main__":

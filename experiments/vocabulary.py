@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +29,11 @@ from experiments.command import (
     at_least,
     main,
     make_folder,
+    quickened,
     results_folder,
     takes_seed,
 )
+from experiments.files import save_figure, save_json, save_text
 from experiments.measure import compiled, interleave
 from jax_softmax import linear_softmax_summary, mean_linear_cross_entropy
 
@@ -112,8 +114,7 @@ def run(settings: Settings) -> None:
     above_zero(settings, "rate")
     takes_seed(settings)
     out = results_folder("vocabulary", settings.out, quick=settings.quick)
-    if settings.quick:
-        settings = replace(settings, classes=2000, features=16, batch=256, steps=20)
+    settings = quickened(settings, classes=2000, features=16, batch=256, steps=20)
     text = english.load(settings.text, settings.classes)
     validation_words = min(16384, len(text.ids) // 10)
     train, validation = np.split(text.ids, [len(text.ids) - validation_words])
@@ -175,9 +176,9 @@ def run(settings: Settings) -> None:
         "largest_difference_of_the_losses": _apart(runs),
         "skip_below": filtering(model, _batch(train, settings, random)),
     }
-    (out / "vocabulary.json").write_text(report.to_json(results))
+    save_json(out / "vocabulary.json", results)
     page = predictions(text, held_out, summary)
-    (out / "predictions.md").write_text(page)
+    save_text(out / "predictions.md", page)
     draw(runs, results, out / "curves.png")
     report.say(page, *_findings(results), sep="\n")
     report.say(f"Files: {out}")
@@ -342,7 +343,7 @@ def draw(runs: dict[str, Run], results: dict[str, Any], path: Path) -> None:
         drawn = axes.bar([names[name] for name in runs], heights, color=colors)
         axes.bar_label(drawn, fmt="%.0f")
         axes.set_ylabel(label)
-    figure.savefig(path, dpi=120)
+    save_figure(path, figure)
 
 
 def _smoothed(losses: list[float], width: int = 20) -> np.ndarray:

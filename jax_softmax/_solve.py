@@ -253,7 +253,6 @@ def _examples(
     x, labels = checks.examples("x", x, "labels", labels)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise TypeError(f"x must be real numbers, got {x.dtype}")
-    labels = jnp.clip(labels, -1, classes)
     share = _weights("sample_weights", sample_weights, len(x))
     if class_weights is not None:
         known = np.clip(np.asarray(labels), 0, classes - 1)

@@ -17,6 +17,7 @@ from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from jax_softmax import _checks as checks
 from jax_softmax._reductions import log_softmax, softmax
 from jax_softmax._regression import SoftmaxRegression
 from jax_softmax._solve import Solver, solve
@@ -77,8 +78,11 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):
         """Learn from X [rows, features] and labels y of any type."""
         if not (isinstance(self.C, Real) and 0 < self.C < math.inf):
             raise ValueError(f"C must be a finite number above 0, got {self.C}")
-        if not 0 <= self.tol < math.inf:
-            raise ValueError(f"tol must be finite and not negative, got {self.tol}")
+        if not (isinstance(self.tol, Real) and 0 <= self.tol < math.inf):
+            raise ValueError(f"tol must be finite and not negative, got {self.tol!r}")
+        checks.flag("fit_intercept", self.fit_intercept)
+        checks.flag("warm_start", self.warm_start)
+        checks.at_least(0, "max_iter", self.max_iter)
         start = self._last_fit() if self.warm_start else None
         # pyright takes the defaults of validate_data, "no_validation", for its types.
         x, checked_y = cast(Any, validate_data)(self, X, y, dtype=np.float64)
@@ -88,7 +92,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):
         if len(classes) < 2:
             raise ValueError(
                 "y must hold at least 2 classes, got one class: "
-                f"{classes[0]!r} in all {len(ids)} rows"
+                f"{classes[0]} in all {len(ids)} rows"
             )
         fresh = classes, np.zeros((features, len(classes))), np.zeros(len(classes))
         if start is None or not (
@@ -180,7 +184,12 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):
             share = compute_class_weight(
                 self.class_weight, classes=classes, y=classes[ids]
             )
-        return weights * share[ids]
+        weights = weights * share[ids]
+        if not (np.isfinite(weights).all() and (weights >= 0).all()):
+            raise ValueError(
+                "sample_weight and class_weight must be finite and not negative"
+            )
+        return weights
 
 
 def _by_row(function: Callable[[Array], Array], logits: np.ndarray) -> np.ndarray:

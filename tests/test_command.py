@@ -1,14 +1,18 @@
 """What every experiment says of bad flags and folders, before it makes any file."""
 
 import json
+import signal
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.errors import JaxRuntimeError
 
-from experiments import benchmark, report
+from experiments import benchmark, files, report
 from experiments.catalog import DataError
 from experiments.command import BadInput, main
 
@@ -97,6 +101,17 @@ def refused(capsys, name, *arguments):
         ("solvers", "--dataset nothing", "nothing"),
         ("sweep", "--lowest 2 --highest 1", "no higher than --highest, 1, got 2"),
         ("sweep", "--quick --epochs 0", "--epochs must be at least 1, got 0"),
+        ("sweep", "--quick --batch-sizes 10", "--quick has --batch-sizes of its own"),
+        ("solvers", "--quick --limit 30", "leave --limit out, or --quick."),
+        ("vocabulary", "--quick --classes 500", "--quick has --classes of its own"),
+        ("decisions", "--quick --splits 7", "--quick has --splits of its own"),
+        ("scaling_overhead", "--quick --steps 7", "--quick has --steps of its own"),
+        ("benchmark_dense", "--quick --seconds 2", "--quick has --seconds of its own"),
+        ("benchmark_train", "--quick --seconds 2", "--quick has --seconds of its own"),
+        ("benchmark_job", "--quick --rounds 2", "--quick has --rounds of its own"),
+        ("benchmark_linear", "--quick --shapes growth", "--quick has --shapes of its"),
+        ("fashion_mnist", "--quick --epochs 5", "--quick has --epochs of its own"),
+        ("sweep", "--batch-sizes", "numbers of at least 1, got none."),
         ("fashion_mnist", "--learning-rate 1e-50", "float32 number above 0, got 1e-50"),
         ("gradients", "--ulp 8", "--function is missing"),
         ("gradients", "--argnums 1", "--function is missing"),
@@ -128,16 +143,54 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(
             experiment.run(settings(out=out))
 
 
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_folder_of_a_run_is_left_alone(name, tmp_path):
+    (tmp_path / "config.json").touch()
+    experiment, settings = settings_of(name)
+    with pytest.raises(BadInput, match=r"holds a run.*choose another --out"):
+        experiment.run(settings(out=tmp_path))
+
+
+def test_what_was_measured_before_is_damaged(tmp_path):
+    experiment, settings = settings_of("benchmark_linear")
+    for text in ('{"rows": [', '{"rows": [1]}', "{}", "[]"):
+        (tmp_path / "linear.json").write_text(text)
+        with pytest.raises(BadInput, match=r"linear.json is damaged .*: restore"):
+            experiment.run(settings(out=tmp_path))
+        assert (tmp_path / "linear.json").read_text() == text
+
+
+@pytest.mark.parametrize("disturbed", ["write_text", "replace"])
+def test_a_file_stays_as_it_was_until_the_new_one_is_whole(
+    tmp_path, monkeypatch, disturbed
+):
+    path = tmp_path / "results.json"
+    files.save_json(path, [1])
+    before = path.read_text()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, disturbed, full)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        files.save_json(path, [2])
+    assert error.value.filename == str(path)
+    assert path.read_text() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_what_is_saved_is_json():
     found = {"lost": np.float32("nan"), "far": [np.inf, np.array([1, -np.inf])]}
     saved = json.loads(report.to_json(found), parse_constant=pytest.fail)
     assert saved == {"lost": "nan", "far": ["inf", [1, "-inf"]]}
 
 
-def test_a_reader_that_leaves_is_one_sentence():
+@pytest.mark.parametrize("say", ["print", "report.say"])
+def test_a_reader_that_leaves_is_one_sentence(say):
     code = (
+        "from experiments import report\n"
         "from experiments.command import main\n"
-        "main(lambda _: print('x' * 9**6), int, ['1'], program='x')"
+        f"main(lambda _: {say}('x' * 9**6), int, ['1'], program='x')"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -147,6 +200,41 @@ def test_a_reader_that_leaves_is_one_sentence():
     assert run.returncode == 1
     assert said.startswith("Stopped: nobody reads the output")
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_end_is_without_a_word(number):
+    code = (
+        "import time\n"
+        "from experiments.command import main\n"
+        "main(lambda _: None, int, ['1'], program='x')\n"
+        "print('done', flush=True)\n"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        assert run.stdout.readline() == b"done\n"
+        run.send_signal(number)
+        assert run.wait(30) == 128 + number
+        assert run.stderr.read() == b""
+
+
+def test_too_little_memory_is_one_sentence(capsys):
+    def run(_):
+        jnp.zeros(10**15)
+
+    with pytest.raises(SystemExit, match="1"):
+        main(run, int, ["1"], program="x")
+    said = capsys.readouterr().err
+    assert said.startswith("Stopped for want of memory (RESOURCE_EXHAUSTED: Out of")
+    assert said.endswith("give smaller sizes.\n")
+    with pytest.raises(JaxRuntimeError, match="INTERNAL"):
+        main(_broken, int, ["1"], program="x")
+
+
+def _broken(_):
+    raise JaxRuntimeError("INTERNAL: of another kind")
 
 
 def test_a_full_disk_is_one_sentence(capsys):

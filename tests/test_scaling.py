@@ -1,12 +1,16 @@
 """Several processes on one mesh: every row once, killed and gone on with, bad input."""
 
 import json
+import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +172,29 @@ def test_killed_and_gone_on_with_by_other_processes(
         with np.load(folder / "params.npz") as got:
             for name in ("w", "b"):
                 np.testing.assert_allclose(got[name], getattr(want, name), atol=1e-6)
+
+
+def test_told_to_stop_by_a_terminal_all_processes_end_in_one_sentence(tmp_path):
+    command = [sys.executable, "-m", "experiments.scaling", "--processes", "2"]
+    command += ["--epochs", "100000", "--out", str(tmp_path / "run")]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+    ) as run:
+        processes = re.findall(r"pid (\d+)", run.stdout.readline())
+        while not run.stdout.readline().startswith("epoch"):
+            assert run.poll() is None
+        os.killpg(run.pid, signal.SIGINT)
+        _, error = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert len(error.splitlines()) == 1
+    assert f"--resume {tmp_path / 'run'}" in error
+    assert len(processes) == 2
+    assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
 
 
 @pytest.mark.parametrize(

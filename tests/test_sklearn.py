@@ -106,11 +106,24 @@ def test_too_few_steps_are_said():
         ({"C": np.inf}, "C must be a finite number above 0, got inf"),
         ({"solver": "sag"}, "solver must be"),
         ({"tol": -1.0}, "tol must be finite and not negative"),
+        ({"tol": None}, "tol must be finite and not negative, got None"),
+        ({"fit_intercept": 0}, "fit_intercept must be True or False, got int"),
+        ({"warm_start": "abc"}, "warm_start must be True or False, got str"),
+        ({"max_iter": 2.5}, "max_iter must be a Python integer.*got float"),
+        ({"max_iter": -1}, "max_iter must be at least 0, got -1"),
+        ({"class_weight": {"setosa": np.nan}}, "class_weight must be finite"),
     ],
 )
 def test_bad_parameters_are_one_sentence(options, sentence, our_errors):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
         SoftmaxClassifier(**options).fit(X, SPECIES)
+
+
+@pytest.mark.parametrize("weight", [np.nan, np.inf, -1.0])
+def test_bad_weights_are_named(weight):
+    weights = np.where(np.arange(len(X)) == 3, weight, 1.0)
+    with pytest.raises(ValueError, match="sample_weight and class_weight must be fin"):
+        SoftmaxClassifier().fit(X, SPECIES, sample_weight=weights)
 
 
 def test_it_can_be_pickled():
