@@ -23,7 +23,8 @@ from jax_softmax._shards import alike
 from jax_softmax._tracing import traced_once
 
 SLICES = 8  # of a row to one: more no longer fit the registers
-TILE = 2**20  # logits: a loop's step stays in the cache
+TILE = 2**23  # logits: an eighth of them, in float32, is near a cache's size
+NARROWEST = 512  # of a slice: a row's part of a tile is then read ahead
 
 ExpAndTop = Callable[[Array], tuple[Array, Array]]
 Slices = Sequence[tuple[Array, np.ndarray | None]]  # of a row, and what of them is new
@@ -39,7 +40,9 @@ def row_sum(terms: Array) -> tuple[Array, Array]:
 
     def on_cpu(terms: Array) -> tuple[Array, Array]:
         few = terms.shape[-1] <= FEW_CLASSES
-        return _narrowed(terms if few else _folded(terms, SLICES))
+        if not few:
+            terms = _by_pairs(_terms(terms, _part(terms, SLICES), None))
+        return _narrowed(terms)
 
     def fused(terms: Array) -> tuple[Array, Array]:
         return _sum_of_pairs(terms, False)[:2]
@@ -149,12 +152,12 @@ def _tile_by_tile(lanes_of: Callable[[Slices], Array], z: Array) -> Sums:
     Equal terms add up almost without rounding, others by pairs, tiles by two-sums.
     """
     known = isinstance(z.size, int)  # jax.export has sizes that are not
-    classes, rows = z.shape[-1], max(1, z.size // z.shape[-1]) if known else TILE
-    least = FEW_CLASSES * SLICES
-    width = max(least, TILE // rows // SLICES // least * least)
-    tiles = classes // (SLICES * width)
+    classes = z.shape[-1]
+    tiles = classes // (SLICES * NARROWEST)
+    tiles = min(tiles, -(-z.size // TILE)) if known else tiles
     if tiles <= 1:
-        return _counted(lanes_of(_sliced(z, SLICES)))
+        return _counted(lanes_of(_sliced(z, _part(z, SLICES))))
+    width = classes // (tiles * SLICES) // FEW_CLASSES * FEW_CLASSES
 
     def add_tile(index: Array, sums: Sums) -> Sums:
         # Or XLA for CPU widens all of z, where it has 16 bits, before the loop.
@@ -202,14 +205,17 @@ def _sixteenth(lanes: Array) -> Array:
     return _by_pairs([lanes[..., start : start + width] for start in starts])
 
 
-def _sliced(rows: Array, slices: int) -> Slices:
-    """The last axis in slices of one width.
+def _part(rows: Array, slices: int) -> int:
+    """The width of a slice where there are that many or fewer: a multiple of 8."""
+    return (-(-rows.shape[-1] // slices) + 7) // 8 * 8
+
+
+def _sliced(rows: Array, width: int) -> Slices:
+    """The last axis in slices of that width.
 
     The last one overlaps the one before, and is new only beyond it.
     """
-    classes = rows.shape[-1]
-    width = (-(-classes // slices) + 7) // 8 * 8
-    found = []
+    classes, found = rows.shape[-1], []
     for start in range(0, classes, width):
         first = min(start, classes - width)
         # From memory: XLA for CPU counts in 64 bits.
@@ -245,21 +251,29 @@ def stored_sum(terms: Array, is_top: Array) -> tuple[Array, Array, Array]:
 
 
 def _narrowed(lanes: Array, read: Read | None = None) -> tuple[Array, Array]:
-    """What is read in all lanes as one sum."""
+    """What is read in all lanes as one sum, its last terms added almost exactly.
+
+    What reads them has 16 slices or more, or XLA for CPU makes the lanes within that
+    loop: one number at a time, in four times as long.
+    """
+    if read is not None and lanes.shape[-1] > FEW_CLASSES:
+        width = lanes.shape[-1] // FEW_CLASSES
+        width = width if width < 4 else width // 4 * 4
+        lanes, read = _by_pairs(_terms(lanes, width, read)), None
     while lanes.shape[-1] > FEW_CLASSES:
-        lanes, read = _folded(lanes, FEW_CLASSES, read), None
+        lanes = _by_pairs(_terms(lanes, _part(lanes, FEW_CLASSES), None))
     return _added(_columns(lanes if read is None else read(lanes)))
 
 
-def _folded(lanes: Array, slices: int, read: Read | None = None) -> Array:
-    """What is read in slices of the lanes, added up.
+def _terms(lanes: Array, width: int, read: Read | None) -> list[Array]:
+    """What is read in slices of that width of the lanes, to be added up.
 
     Reading comes last: XLA for CPU makes lanes again for each way to read all of them.
     """
-    parts = _sliced(lanes, slices)
+    parts = _sliced(lanes, width)
     if read is not None:
         parts = [(read(part), new) for part, new in parts]
-    return _by_pairs([p if new is None else jnp.where(new, p, 0) for p, new in parts])
+    return [p if new is None else jnp.where(new, p, 0) for p, new in parts]
 
 
 def _added(terms: Sequence[Array]) -> tuple[Array, Array]:

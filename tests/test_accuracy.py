@@ -15,6 +15,7 @@ import reference as ref
 from card import divides_within_2_ulp_only
 
 import jax_softmax as js
+from jax_softmax import _folds
 from jax_softmax._platform import rounded
 
 pytestmark = pytest.mark.usefixtures("strict_types")
@@ -227,6 +228,22 @@ def within(errors, names, bound):
 def test_float32(n, rows, promise):
     c = case(n, np.float32, rows)
     within(promise(c, ROADS["jit"]), c.names, BOUNDS[promise])
+
+
+@pytest.mark.parametrize("narrowest", [16, 512])
+def test_rows_of_many_tiles(narrowest, monkeypatch, fresh_traces):
+    monkeypatch.setattr(_folds, "TILE", 2**17)  # a row of them is five, or all that fit
+    monkeypatch.setattr(_folds, "NARROWEST", narrowest)
+    c = case(50257)
+    for promise in (logsumexp, cross_entropy, softmax):
+        within(promise(c, ROADS["jit"]), c.names, BOUNDS[promise])
+
+
+@pytest.mark.parametrize("n", [20, 300, 777, 1500])
+def test_slices_of_any_width(n):
+    c = case(n, np.float32, 2)
+    for promise in (logsumexp, cross_entropy, softmax):
+        within(promise(c, ROADS["jit"]), c.names, BOUNDS[promise])
 
 
 def test_float32_of_the_largest_vocabulary():
