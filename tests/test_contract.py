@@ -457,6 +457,15 @@ def test_mean_of_nothing_is_0_with_gradient_0():
     np.testing.assert_array_equal(gradient, 0)
 
 
+def test_a_mean_over_0_is_0_with_gradient_0():
+    def mean(losses):
+        return js.mean_loss(losses, normalizer=0.0)
+
+    value, gradient = jax.value_and_grad(mean)(jnp.array([1.0, 2.0]))
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0)
+
+
 def test_nll_from_probs():
     probs = jnp.array([[0.25, 0.75], [0, 1], [0.5, 0.5]])
     got = js.nll_from_probs(probs, jnp.array([0, 0, 2]))

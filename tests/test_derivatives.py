@@ -137,6 +137,13 @@ def test_targets_have_a_derivative_too():
     assert gradient[0, 2] == 0
 
 
+def test_targets_that_do_not_add_up_to_1():
+    z, t = jnp.array([0.0, 1.0, 3.0]), jnp.array([0.5, 0.0, 2.0])
+    gradient = jax.grad(js.cross_entropy_with_probs)(z, t)
+    want = 2.5 * np.asarray(js.softmax(z)) - t
+    np.testing.assert_allclose(gradient, want, rtol=1e-5)
+
+
 def test_random_cotangents_scale_each_row():
     z = jax.random.normal(jax.random.key(0), (4, 5))
     y, g = jnp.arange(4), jnp.array([1.0, -2.0, 0.0, 3.0])
