@@ -160,15 +160,17 @@ def dense_loss(x, w, labels, *, b=0.0, **options):
 @pytest.mark.parametrize("loss", [linear_cross_entropy, mean_linear_cross_entropy])
 @pytest.mark.parametrize("chunk", [None, (4, 2)])
 @pytest.mark.parametrize("smoothing", [0.1, 1.0])
-def test_smoothing_where_a_label_is_ruled_out(loss, chunk, smoothing):
+@pytest.mark.parametrize("others", [[], [0]])  # with class 1, a tile of its own
+def test_smoothing_where_a_label_is_ruled_out(loss, chunk, smoothing, others):
     """Its class has no part of what is spread over those that are possible."""
+    biases = RULED_OUT.at[jnp.array(others, int)].set(-jnp.inf)
 
     def summed(loss, **options):
         def of(x, w, b):
             found = loss(x, w, LABELS, b=b, label_smoothing=smoothing, **options)
             return found.sum() if found.ndim else 6 * found
 
-        return jax.value_and_grad(of, (0, 1, 2))(X, W, RULED_OUT)
+        return jax.value_and_grad(of, (0, 1, 2))(X, W, biases)
 
     got, want = summed(loss, chunk=chunk), summed(dense_loss)
     assert (want[0] == jnp.inf) == (smoothing < 1)
