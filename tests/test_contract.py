@@ -577,6 +577,7 @@ MISTAKES = {
         "list",
     ),
     "no axis": (lambda: js.softmax(F, axis=None), TypeError, "axis", "int.*None"),
+    "axis True": (lambda: js.softmax(F, axis=True), TypeError, "axis", "int.*True"),
     "axis 1.0": (lambda: js.softmax(F, axis=1.0), TypeError, "axis", r"int.*1\.0"),
     "base e": (lambda: js.entropy(js.Logits(F), base="e"), TypeError, "base", "str"),
     "integer probs": (lambda: js.nll_from_probs(N, Y), TypeError, "probs", "int"),
