@@ -457,6 +457,11 @@ def test_mean_of_nothing_is_0_with_gradient_0():
     np.testing.assert_array_equal(gradient, 0)
 
 
+def test_no_rows_of_numpys_64_bit_labels():
+    losses = js.cross_entropy(np.zeros((0, 3), np.float32), np.zeros(0, np.int64))
+    assert losses.shape == (0,)
+
+
 def test_a_mean_over_0_is_0_with_gradient_0():
     def mean(losses):
         return js.mean_loss(losses, normalizer=0.0)
