@@ -27,6 +27,7 @@ PEERS = ("scipy", "scikit-learn", "torch", "tokamax")
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
+        """To command.main, which has a word for it: rich ends the process without."""
         raise
 
 

@@ -177,7 +177,13 @@ def _tile_by_tile(lanes_of: Callable[[Slices], Array], z: Array) -> Sums:
     count = _narrowed(tops)[0]
     rest = z[..., tiles * SLICES * width :]
     if rest.shape[-1]:
-        last_high, last_low, last_count = _counted(lanes_of([(rest, None)]))
+        wide = rest.shape[-1] > 2 * NARROWEST
+        last = (
+            _tile_by_tile(lanes_of, rest)
+            if wide
+            else _counted(lanes_of([(rest, None)]))
+        )
+        last_high, last_low, last_count = last
         high, rounding = _add(high, last_high)
         low = (low + last_low) + rounding
         count = count + last_count
