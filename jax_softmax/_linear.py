@@ -263,7 +263,7 @@ def _weighted_sum(
 
 
 def _dot(a: Array, b: Array) -> Array:
-    wide = tiles.common_type(a.dtype, b.dtype, jnp.float32)
+    wide = checks.accumulation_dtype(a, b)
     return jnp.sum(a.astype(wide) * b.astype(wide))
 
 
