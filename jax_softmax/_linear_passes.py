@@ -150,10 +150,7 @@ def push(
             terms = (_dz(head, piece, of, z, start) * dz for of in (d_loss, d_lse))
             return tuple(s + t.sum(-1) for s, t in zip(sums, terms, strict=True)), None
 
-        classes = tiles.classes_of(head, layer.w)
-        return carry, tiles.over(
-            classes, head.tile_classes, tile, (zeros, zeros), None
-        )[0]
+        return carry, tiles.over_classes(head, layer, tile, (zeros, zeros))[0]
 
     return tiles.over_tokens(head, layer.x.shape[0], chunk, None)[1]
 
@@ -272,13 +269,7 @@ def _pull(
         return Gradients(dx, dw, db), None
 
     dx = None if grads.x is None else jnp.zeros_like(x, tiles.wide_type(layer))
-    carry, _ = tiles.over(
-        tiles.classes_of(head, layer.w),
-        head.tile_classes,
-        tile,
-        grads._replace(x=dx),
-        None,
-    )
+    carry, _ = tiles.over_classes(head, layer, tile, grads._replace(x=dx))
     if grads.x is None or carry.x is None:
         return carry
     return carry._replace(x=tiles.set_chunk(head, grads.x, carry.x, at))

@@ -94,8 +94,7 @@ def measured(head: Head, layer: Layer, kept: Array | None) -> Measured:
         tiled = stacked(whole, rest)
         return merged_rows(tiled), tiled.part.max
 
-    classes = tiles.classes_of(head, layer.w)
-    kept, (rows, tops) = tiles.over(classes, head.tile_classes, tile, kept, combined)
+    kept, (rows, tops) = tiles.over_classes(head, layer, tile, kept, combined)
     return Measured(rows, tops, kept)
 
 

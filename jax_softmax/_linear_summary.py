@@ -174,8 +174,7 @@ def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
             top_ids=ids,
         )
 
-    classes = tiles.classes_of(head, layer.w)
-    return tiles.over(classes, head.tile_classes, tile, None, combined)[1]
+    return tiles.over_classes(head, layer, tile, None, combined)[1]
 
 
 def _finite(z: Array, below: Array) -> Array:

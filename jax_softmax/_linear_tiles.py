@@ -162,6 +162,18 @@ def over(
     return carry, combine(stacked, last) if combine else None
 
 
+def over_classes(
+    head: Head,
+    layer: Layer,
+    tile: Callable[[Any, Index, int], tuple[Any, Any]],
+    carry: Any,
+    combine: Callable[[Any, Any], Any] | None = None,
+) -> tuple[Any, Any]:
+    """`over` tiles of classes."""
+    classes = classes_of(head, layer.w)
+    return over(classes, head.tile_classes, tile, carry, combine)
+
+
 def _not_known(start: int) -> Array:
     """Where a piece starts, not known while compiling for accelerators: XLA for a GPU
     would write all of the array that the piece is added to."""
