@@ -17,7 +17,7 @@ from jax import Array, lax
 
 from jax_softmax import _linear_tiles as tiles
 from jax_softmax._entries import is_column
-from jax_softmax._linear_rows import Measured, Reduced, losses, measured, over_devices
+from jax_softmax._linear_rows import Reduced, losses, measured, over_devices
 from jax_softmax._linear_tiles import Head, Index, Layer
 from jax_softmax._partition import shifted_exp
 
@@ -84,7 +84,9 @@ def measure_and_pull(
         c = 2 * z_loss * found.lse * a if z_loss else jnp.zeros_like(a)
         smoothing = head.label_smoothing
         cotangents = _cotangents(piece, seen.rows, found.nll, a, c, smoothing)
-        shares = _shares(seen) * cotangents.scale[None]
+        # [tiles, tokens]: what a tile's exp(z - its own maximum) is multiplied by.
+        top = seen.rows.part.max[None]
+        shares = shifted_exp(seen.tops, top) * cotangents.scale[None]
 
         def dz(grads: Gradients, start: Index, width: int) -> Array:
             held = grads.w if head.in_place else kept
@@ -194,11 +196,6 @@ def _at_label(layer: Layer, of: Cotangents, dz: Array, start: Index) -> Array:
     is_label = is_column(dz, layer.labels - start)
     dz = jnp.where(is_label, of.at_label[:, None], dz)
     return dz if layer.keep is None else jnp.where(layer.keep[:, None], dz, 0)
-
-
-def _shares(seen: Measured) -> Array:
-    """[tiles, tokens]: exp(maximum of the tile - maximum of the row)."""
-    return shifted_exp(seen.tops, seen.rows.part.max[None])
 
 
 def _needed(
