@@ -177,12 +177,10 @@ def _tile_by_tile(lanes_of: Callable[[Slices], Array], z: Array) -> Sums:
     count = _narrowed(tops)[0]
     rest = z[..., tiles * SLICES * width :]
     if rest.shape[-1]:
-        wide = rest.shape[-1] > 2 * NARROWEST
-        last = (
-            _tile_by_tile(lanes_of, rest)
-            if wide
-            else _counted(lanes_of([(rest, None)]))
-        )
+        if rest.shape[-1] > 2 * NARROWEST:
+            last = _tile_by_tile(lanes_of, rest)
+        else:
+            last = _counted(lanes_of([(rest, None)]))
         last_high, last_low, last_count = last
         high, rounding = _add(high, last_high)
         low = (low + last_low) + rounding

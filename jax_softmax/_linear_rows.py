@@ -117,11 +117,7 @@ def stacked(whole: T, rest: T | None) -> T:
     """The tile that was left over, behind those of one size."""
     if rest is None:
         return whole
-    return jax.tree.map(
-        lambda a, b: jnp.concatenate((a, b[None])),
-        whole,
-        rest,
-    )
+    return jax.tree.map(lambda a, b: jnp.concatenate((a, b[None])), whole, rest)
 
 
 def merged_rows(several: Reduced) -> Reduced:

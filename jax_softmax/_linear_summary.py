@@ -10,13 +10,7 @@ from jaxtyping import Bool, Float, Int, Integer
 
 from jax_softmax import _checks as checks
 from jax_softmax import _linear_tiles as tiles
-from jax_softmax._linear_plan import (
-    Chunk,
-    Keep,
-    head_of,
-    layer_of,
-    on_tiles,
-)
+from jax_softmax._linear_plan import Chunk, Keep, head_of, layer_of, on_tiles
 from jax_softmax._linear_rows import (
     Reduced,
     losses,

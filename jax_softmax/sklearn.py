@@ -164,10 +164,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_, self.coef_.T, self.intercept_
 
     def _weights(
-        self,
-        classes: np.ndarray,
-        ids: np.ndarray,
-        sample_weight: ArrayLike | None,
+        self, classes: np.ndarray, ids: np.ndarray, sample_weight: ArrayLike | None
     ) -> np.ndarray:
         """Sample weights times class weights."""
         weights = np.ones(len(ids))
