@@ -14,13 +14,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Integer
 
 from jax_softmax import _checks as checks
-from jax_softmax._losses import (
-    at_label,
-    kept_rows,
-    known_label,
-    mean_loss,
-    nll_and_grad,
-)
+from jax_softmax._entries import row_entry
+from jax_softmax._losses import kept_rows, known_label, mean_loss, nll_and_grad
 from jax_softmax._reductions import softmax
 from jax_softmax._shards import Shards
 from jax_softmax._tracing import traced_once
@@ -106,7 +101,7 @@ def temperature_scaling(
 def _temperature(logits: Array, labels: Array, keep: Array) -> TemperatureScaling:
     z, labels = _held_out(logits, labels, keep)
     known, column = known_label(labels, z.shape[-1])
-    own = at_label(z, column)[..., None]
+    own = row_entry(z, column)[..., None]
     above = jnp.where(z == own, 0, z - own)
     possible = (own > -jnp.inf)[..., 0] & (above < jnp.inf).all(-1)
     sound = keep.any() & (known & possible | ~keep).all()

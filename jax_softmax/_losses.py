@@ -152,7 +152,7 @@ def nll_from_probs(
     labels = checks.class_ids("labels", labels, probs.shape[:-1])
     wide = checks.wide(probs)
     shards = Shards.whole(probs.shape[-1])
-    nll = -jnp.log(at_label(wide, shards.column(labels)))
+    nll = -jnp.log(_at_label(wide, shards.column(labels)))
     return jnp.where(shards.has(labels), nll, jnp.nan)
 
 
@@ -261,7 +261,7 @@ def nll_and_grad(
     """
     part, probs = partition_and_probability(z, shards, rounds=True)
     known, column = shards.has(labels), shards.column(labels)
-    z_label = shards.sum(checks.wide(at_label(z, column)))
+    z_label = shards.sum(checks.wide(_at_label(z, column)))
     loss = jnp.where(known, gap(z_label, part.max) + log1p(part.tail), jnp.nan)
     sound = known & (part.max > -jnp.inf)
     # NaN by a product, since XLA for CPU makes no vector loop of a choice by rows.
@@ -287,7 +287,7 @@ def part_of(loss: Array, share: float) -> Array:
     return share * loss if share else jnp.where(loss == jnp.inf, 0, 0 * loss)
 
 
-def at_label(
+def _at_label(
     rows: Float[Array, "*batch classes"], column: Int[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
     """rows[i, column[i]], 0 where there is no such column."""
