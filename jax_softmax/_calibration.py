@@ -94,7 +94,7 @@ def temperature_scaling(
     >>> print(temperature_scaling(logits, jnp.array([0, 0, 0, 1])).temperature)
     0.0
     """
-    return _temperature(*_checked(logits, labels, where))
+    return _temperature(*checks.labelled("logits", logits, labels, where))
 
 
 @traced_once()
@@ -205,7 +205,7 @@ def vector_scaling(
     l2 = checks.number("l2", l2)
     if not l2 > 0:
         raise ValueError(f"l2 must be above 0, got {l2}")
-    return _vectors(*_checked(logits, labels, where), l2)
+    return _vectors(*checks.labelled("logits", logits, labels, where), l2)
 
 
 @traced_once(static_argnames="l2")
@@ -314,15 +314,6 @@ def _slope_and_curvature(above: Array, s: Array, keep: Array) -> tuple[Array, Ar
 
 def _wide(logits: ArrayLike) -> Array:
     return checks.wide(checks.scores("logits", logits))
-
-
-def _checked(
-    logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None
-) -> tuple[Array, Array, Array]:
-    logits = checks.scores("logits", logits)
-    batch = logits.shape[:-1]
-    labels = checks.class_ids("labels", labels, batch)
-    return logits, labels, checks.row_mask("where", where, batch)
 
 
 def _held_out(logits: Array, labels: Array, keep: Array) -> tuple[Array, Array]:

@@ -84,6 +84,16 @@ def not_wrapped(ids: ArrayLike) -> ArrayLike:
     return np.clip(ids, max(held.min, np.iinfo(ids.dtype.name).min), held.max)
 
 
+def labelled(
+    name: str, value: ArrayLike, labels: ArrayLike, where: ArrayLike | None
+) -> tuple[Array, Array, Array]:
+    """Scores, a class id for each row of them, and which rows to keep."""
+    array = scores(name, value)
+    batch = array.shape[:-1]
+    labels = class_ids("labels", labels, batch)
+    return array, labels, row_mask("where", where, batch)
+
+
 def row_mask(name: str, value: ArrayLike | None, batch: tuple[int, ...]) -> Array:
     """A boolean for each row, True = keep; all True when not given."""
     if value is None:

@@ -73,12 +73,9 @@ def cross_entropy(
     >>> print(-(jax.nn.one_hot(labels, 3) * log_softmax(logits)).sum(-1))
     [4.1223074e-09 1.0986123e+00]
     """
-    logits = checks.scores("logits", logits)
-    batch = logits.shape[:-1]
-    labels = checks.class_ids("labels", labels, batch)
+    logits, labels, keep = checks.labelled("logits", logits, labels, where)
     label_smoothing = checks.fraction("label_smoothing", label_smoothing)
     shards = checks.shards(axis_name, logits.shape[-1], classes)
-    keep = checks.row_mask("where", where, batch)
     return _cross_entropy(logits, labels, keep, label_smoothing, shards)
 
 
