@@ -62,7 +62,7 @@ def layer_of(
     if b is not None:
         b = checks.floating("b", b)
         checks.same_shape("b", b, (here,))
-    shards, keep = checks.shards(axis_name, here, classes), None
+    shards, keep = Shards.over(axis_name, here, classes), None
     if where is not None:
         keep = checks.row_mask("where", where, batch).reshape(-1)
     rows = x.reshape(-1, features), w, b

@@ -75,7 +75,7 @@ def cross_entropy(
     """
     logits, labels, keep = checks.labelled("logits", logits, labels, where)
     label_smoothing = checks.fraction("label_smoothing", label_smoothing)
-    shards = checks.shards(axis_name, logits.shape[-1], classes)
+    shards = Shards.over(axis_name, logits.shape[-1], classes)
     return _cross_entropy(logits, labels, keep, label_smoothing, shards)
 
 
@@ -114,7 +114,7 @@ def cross_entropy_with_probs(
     probs = checks.scores("probs", probs)
     checks.same_shape("probs", probs, logits.shape)
     keep = checks.row_mask("where", where, logits.shape[:-1])
-    shards = checks.shards(axis_name, logits.shape[-1], None)
+    shards = Shards.over(axis_name, logits.shape[-1], None)
     return _cross_entropy_with_probs(logits, probs, keep, shards)
 
 
