@@ -112,7 +112,7 @@ def measure_and_pull(
         if head.keeps:
             shape = (min(head.chunk_tokens, rest), classes)
             kept = jnp.zeros_like(layer.x, tiles.kept_type(head, layer), shape)
-            if head.first:  # any number of its gradients: no memory before it is done
+            if head.first:  # kept waits for its gradients, and takes no memory before
                 kept += jax.tree.leaves(grads)[0].reshape(-1)[0].astype(kept.dtype)
 
         def after(carry, start: Index, size: int):

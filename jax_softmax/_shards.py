@@ -122,10 +122,12 @@ def _gathered_jvp(shards, primals, tangents):
 
 
 def alike(arrays: T, *others: Array | None) -> T:
-    """Arrays of a tree as varying over every mesh axis that one of all varies over.
+    """The arrays of a tree, marked as varying over every mesh axis over which any of
+    them, or of the others, varies.
 
-    A loop that adds to them needs that. What was the same on several devices has as
-    gradient, by the transpose, the sum over them: the one sum for x, and none for w.
+    A loop that adds to them needs that. The transpose of the mark is a sum: the
+    gradient of what was the same on several devices is summed over them. So x's is
+    summed once, and w's, which already differs from device to device, is not.
     """
     every = [*jax.tree.leaves(arrays), *jax.tree.leaves(others)]
     axes = frozenset().union(*map(_axes, every))
