@@ -27,8 +27,9 @@ from jax_softmax._distributions import (
     score_slope,
     with_slopes,
 )
+from jax_softmax._exponential import two_sum
 from jax_softmax._information import flat, mean_surprise, nats_in
-from jax_softmax._partition import compensated_sum, log1p, two_sum
+from jax_softmax._partition import compensated_sum, log1p
 
 
 def cross_entropy_between(

@@ -17,9 +17,9 @@ from jax import Array, lax
 
 from jax_softmax import _linear_tiles as tiles
 from jax_softmax._entries import is_column
+from jax_softmax._exponential import shifted_exp
 from jax_softmax._linear_rows import Reduced, losses, measured, over_devices
 from jax_softmax._linear_tiles import Head, Index, Layer
-from jax_softmax._partition import shifted_exp
 
 
 class Gradients(NamedTuple):

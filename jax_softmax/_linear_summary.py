@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int, Integer
 
 from jax_softmax import _checks as checks
 from jax_softmax import _linear_tiles as tiles
+from jax_softmax._exponential import shifted_exp
 from jax_softmax._linear_plan import Chunk, Keep, head_of, layer_of, on_tiles
 from jax_softmax._linear_rows import (
     Reduced,
@@ -20,7 +21,7 @@ from jax_softmax._linear_rows import (
     stacked,
 )
 from jax_softmax._linear_tiles import Head, Index, Layer
-from jax_softmax._partition import gap, log1p, partition, shifted_exp
+from jax_softmax._partition import gap, log1p, partition
 from jax_softmax._platform import by_platform
 from jax_softmax._shards import AxisName, alike
 from jax_softmax._tracing import traced_once

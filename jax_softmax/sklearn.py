@@ -18,9 +18,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from jax_softmax import _checks as checks
+from jax_softmax._descent import Solver
 from jax_softmax._reductions import log_softmax, softmax
 from jax_softmax._regression import SoftmaxRegression
-from jax_softmax._solve import Solver, solve
+from jax_softmax._solve import solve
 
 ENOUGH = 1e-9  # a gap of this share of the objective is no reason for a warning
 FEATURES, ROWS = 32, 256  # the smallest sizes to pad to
