@@ -14,13 +14,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Integer
 
 from jax_softmax import _checks as checks
-from jax_softmax._losses import (
-    at_label,
-    kept_rows,
-    known_label,
-    mean_loss,
-    nll_and_grad,
-)
+from jax_softmax._entries import row_entry
+from jax_softmax._losses import kept_rows, known_label, mean_loss, nll_and_grad
 from jax_softmax._reductions import softmax
 from jax_softmax._shards import Shards
 from jax_softmax._tracing import traced_once
@@ -99,14 +94,14 @@ def temperature_scaling(
     >>> print(temperature_scaling(logits, jnp.array([0, 0, 0, 1])).temperature)
     0.0
     """
-    return _temperature(*_checked(logits, labels, where))
+    return _temperature(*checks.labelled("logits", logits, labels, where))
 
 
 @traced_once()
 def _temperature(logits: Array, labels: Array, keep: Array) -> TemperatureScaling:
     z, labels = _held_out(logits, labels, keep)
     known, column = known_label(labels, z.shape[-1])
-    own = at_label(z, column)[..., None]
+    own = row_entry(z, column)[..., None]
     above = jnp.where(z == own, 0, z - own)
     possible = (own > -jnp.inf)[..., 0] & (above < jnp.inf).all(-1)
     sound = keep.any() & (known & possible | ~keep).all()
@@ -210,7 +205,7 @@ def vector_scaling(
     l2 = checks.number("l2", l2)
     if not l2 > 0:
         raise ValueError(f"l2 must be above 0, got {l2}")
-    return _vectors(*_checked(logits, labels, where), l2)
+    return _vectors(*checks.labelled("logits", logits, labels, where), l2)
 
 
 @traced_once(static_argnames="l2")
@@ -319,15 +314,6 @@ def _slope_and_curvature(above: Array, s: Array, keep: Array) -> tuple[Array, Ar
 
 def _wide(logits: ArrayLike) -> Array:
     return checks.wide(checks.scores("logits", logits))
-
-
-def _checked(
-    logits: ArrayLike, labels: ArrayLike, where: ArrayLike | None
-) -> tuple[Array, Array, Array]:
-    logits = checks.scores("logits", logits)
-    batch = logits.shape[:-1]
-    labels = checks.class_ids("labels", labels, batch)
-    return logits, labels, checks.row_mask("where", where, batch)
 
 
 def _held_out(logits: Array, labels: Array, keep: Array) -> tuple[Array, Array]:

@@ -8,11 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, dtypes, lax
+from jax import Array, dtypes
 from jax.core import Tracer
 from jax.typing import ArrayLike
-
-from jax_softmax._shards import AxisName, Shards
 
 
 def floating(name: str, value: ArrayLike) -> Array:
@@ -82,6 +80,16 @@ def not_wrapped(ids: ArrayLike) -> ArrayLike:
         return ids
     held = np.iinfo(dtypes.canonicalize_dtype(ids.dtype).name)
     return np.clip(ids, max(held.min, np.iinfo(ids.dtype.name).min), held.max)
+
+
+def labelled(
+    name: str, value: ArrayLike, labels: ArrayLike, where: ArrayLike | None
+) -> tuple[Array, Array, Array]:
+    """Scores, a class id for each row of them, and which rows to keep."""
+    array = scores(name, value)
+    batch = array.shape[:-1]
+    labels = class_ids("labels", labels, batch)
+    return array, labels, row_mask("where", where, batch)
 
 
 def row_mask(name: str, value: ArrayLike | None, batch: tuple[int, ...]) -> Array:
@@ -235,30 +243,6 @@ def accumulation_dtype(*arrays: Array) -> jnp.dtype:
 def wide(array: Array) -> Array:
     """The array in the type that its sums run in."""
     return array.astype(accumulation_dtype(array))
-
-
-def shards(axis_name: AxisName | None, here: int, classes: int | None) -> Shards:
-    """How many classes the devices of an axis hold together, `here` columns each."""
-    devices = 1
-    if axis_name is not None:
-        names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-        manual = jax.sharding.get_abstract_mesh().manual_axes
-        known = len(names) > 0 and all(name in manual for name in names)
-        if known and len(set(names)) == len(names):
-            devices = lax.axis_size(axis_name)
-        else:
-            raise ValueError(
-                f"axis_name must name mesh axes of the jax.shard_map around, "
-                f"got {axis_name!r}"
-            )
-    columns = here * devices
-    classes = columns if classes is None else integer("classes", classes)
-    if not 1 <= classes <= columns:
-        raise ValueError(
-            f"classes must be in [1, {columns}], as many as there are columns on "
-            f"{devices} device(s), got {classes}"
-        )
-    return Shards(axis_name, here, devices, classes)
 
 
 def array_of(name: str, value: ArrayLike) -> Array:

@@ -194,8 +194,7 @@ def _exact(
             try:
                 return judging.reverse(wide, in_decimals), in_float64, None
             except (*_REFUSALS, ArithmeticError, LookupError) as refusal:
-                reason = (str(refusal).strip() or type(refusal).__name__).splitlines()
-                return in_float64, in_float64, reason[0]
+                return in_float64, in_float64, _first_line(refusal)
     except Exception as error:
         error.add_note(
             "compare_gradients: this is the judge, on float64 arguments. Pass arrays "
@@ -216,9 +215,12 @@ def _probed(
         try:
             probed[name] = way(own, columns)
         except _REFUSALS as refusal:
-            reason = (str(refusal).strip() or type(refusal).__name__).splitlines()[0]
-            notes.append(f"{name} does not apply: {reason}")
+            notes.append(f"{name} does not apply: {_first_line(refusal)}")
     return probed
+
+
+def _first_line(refusal: Exception) -> str:
+    return (str(refusal).strip() or type(refusal).__name__).splitlines()[0]
 
 
 def _probes(

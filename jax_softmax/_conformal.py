@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Integer, Key
 
 from jax_softmax import _checks as checks
-from jax_softmax._losses import at_label
+from jax_softmax._entries import row_entry
 from jax_softmax._reliability import ScoredRows, scored_rows
 from jax_softmax._tracing import traced_once
 
@@ -75,7 +75,7 @@ def conformal_threshold(
 
 @traced_once(static_argnums=(1, 2))
 def _threshold(rows: ScoredRows, numerator: int, denominator: int) -> Array:
-    own = jnp.where(rows.keep, at_label(rows.scores, rows.labels), jnp.inf)
+    own = jnp.where(rows.keep, row_entry(rows.scores, rows.labels), jnp.inf)
     whole, rest = jnp.divmod(rows.keep.sum() + 1, denominator)
     rank = whole * numerator + rest * numerator // denominator
     ranked = jnp.concatenate((jnp.full(1, -jnp.inf, own.dtype), jnp.sort(own)))

@@ -10,7 +10,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Integer, Real
 
 from jax_softmax import _checks as checks
-from jax_softmax._losses import at_label, known_label
+from jax_softmax._entries import row_entry
+from jax_softmax._losses import known_label
 from jax_softmax._reliability import ScoredRows, scored_rows
 from jax_softmax._tracing import traced_once
 
@@ -134,8 +135,7 @@ def decision_costs(
     batch = jnp.shape(labels)
     labels = checks.class_ids("labels", labels, batch)
     decisions = checks.class_ids("decisions", decisions, batch)
-    table = _table(costs)
-    table = checks.wide(table)
+    table = checks.wide(_table(costs))
     known, i = known_label(labels, table.shape[0])
     decided, j = known_label(decisions, table.shape[1])
     cost = jnp.where(decided, table[i, j], jnp.nan)
@@ -182,7 +182,7 @@ def top_k_accuracy(
 @traced_once(static_argnums=1)
 def _top_k_accuracy(rows: ScoredRows, k: int) -> Array:
     x = rows.scores
-    own, label = at_label(x, rows.labels)[:, None], rows.labels[:, None]
+    own, label = row_entry(x, rows.labels)[:, None], rows.labels[:, None]
     ids = jnp.arange(x.shape[-1], dtype=label.dtype)[None]
     ahead = (x > own) | (x == own) & (ids < label)
     hits = ((ahead.sum(-1) < k) & rows.keep).sum()

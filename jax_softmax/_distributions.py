@@ -146,11 +146,7 @@ def _law_of_weights(weights: Array) -> Law:
     log_total = log1p(rest / top)
     log_probs = moving_as(scores - jnp.log(top + rest), -(drops + log_total))
     return Law(
-        scores,
-        weights / (top + rest),
-        log_probs,
-        moving_as(-scores, drops),
-        log_total,
+        scores, weights / (top + rest), log_probs, moving_as(-scores, drops), log_total
     )
 
 

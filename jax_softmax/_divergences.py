@@ -27,8 +27,9 @@ from jax_softmax._distributions import (
     score_slope,
     with_slopes,
 )
+from jax_softmax._exponential import two_sum
 from jax_softmax._information import flat, mean_surprise, nats_in
-from jax_softmax._partition import compensated_sum, log1p, two_sum
+from jax_softmax._partition import compensated_sum, log1p
 
 
 def cross_entropy_between(
@@ -249,11 +250,9 @@ def _divergence(p: Law, q: Array, d: Array, *q_scores: Array) -> Array:
 
 def _log_ratio(p: Distribution, q: Distribution, a: Law, b: Law) -> Array:
     """log(q_j / p_j): +inf where p alone is 0, -inf where q alone is, 0 where both."""
-    both_ruled_out = (a.probs == 0) & (b.probs == 0)
-    like = jnp.where(both_ruled_out, 0, b.log_probs) - jnp.where(
-        both_ruled_out, 0, a.log_probs
-    )
-    d = like
+    ruled_out = (a.probs == 0) & (b.probs == 0)
+    log_p, log_q = (jnp.where(ruled_out, 0, x.log_probs) for x in (a, b))
+    d = like = log_q - log_p
     match p, q:
         case Logits(), Logits():
             (z, z_low), (y, y_low) = (

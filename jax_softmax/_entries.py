@@ -33,8 +33,8 @@ def _compared(rows: Array, column: Array) -> Array:
 def is_column(rows: Array, column: Array) -> Array:
     """Whether an entry of rows[i] stands in column[i].
 
-    A CPU reads the columns: it counts in 64 bits, and the widest vectors, which that
-    takes, slow down all others on some.
+    A CPU reads the columns' numbers from memory. XLA would count them in 64 bits, which
+    takes the widest vectors, and on some CPUs those slow down all other arithmetic.
     """
     columns = jnp.arange(rows.shape[-1], dtype=column.dtype)
     if not (isinstance(column.size, int) and column.size < FEW_ROWS):

@@ -199,8 +199,8 @@ def _curve(r: Array) -> Array:
 def _power_of_two(k: Array, raised: Array) -> Array:
     """2^(k + raised) for whole numbers; 0 from the smallest normal number down.
 
-    Added to 1.5 * 2^nmant, a whole number stands in the low bits of the sum. They are
-    multiplied, since XLA for a GPU fuses a row's softmax whole but for a shift of bits.
+    Added to 1.5 * 2^nmant, a whole number stands in the low bits of the sum. A product
+    moves them up, since with a shift XLA for a GPU does not fuse a row's softmax whole.
     """
     kind = jnp.finfo(k.dtype)
     whole = jnp.int32 if kind.bits == 32 else jnp.int64

@@ -67,8 +67,9 @@ def _sum_of_pairs(terms: Array, marked: bool) -> Sums:
         total, rounding = two_sum(one, other)
         return total, rounding + (lost + more_lost), *count
 
-    # Chosen, though never, from terms: within a scan, reverse mode leaves out this rule
-    # where it is differentiated again, and JAX's own wants a tangent of every operand.
+    # A choice of terms that is never made, so that these depend on terms: where a scan
+    # is differentiated twice, JAX goes past the rule below to that of lax.reduce, which
+    # wants a tangent of every operand.
     never = jnp.zeros(terms.shape, bool)
     least = [0.0, -0.0, 0.0] if marked else [0.0, -0.0]  # compilers add no -0
     starts = tuple(np.array(number, terms.dtype) for number in least)
@@ -165,7 +166,7 @@ def _tile_by_tile(lanes_of: Callable[[Slices], Array], z: Array) -> Sums:
         starts = [start + s * width for s in range(SLICES)]
         slices = [lax.dynamic_slice_in_dim(row, s, width, -1) for s in starts]
         lanes = lanes_of([(part, None) for part in slices])
-        # Reduced, since XLA for CPU has one core for a loop without any reduction.
+        # Reduced, since XLA for CPU runs a loop without a reduction on one core.
         others = abs(lanes).reshape(*z.shape[:-1], -1, FEW_CLASSES).sum(-1)
         total, rounding = _add(sums[0], others)
         return total, sums[1] + rounding, sums[2] + _sixteenth(_tops(lanes))
@@ -177,12 +178,10 @@ def _tile_by_tile(lanes_of: Callable[[Slices], Array], z: Array) -> Sums:
     count = _narrowed(tops)[0]
     rest = z[..., tiles * SLICES * width :]
     if rest.shape[-1]:
-        wide = rest.shape[-1] > 2 * NARROWEST
-        last = (
-            _tile_by_tile(lanes_of, rest)
-            if wide
-            else _counted(lanes_of([(rest, None)]))
-        )
+        if rest.shape[-1] > 2 * NARROWEST:
+            last = _tile_by_tile(lanes_of, rest)
+        else:
+            last = _counted(lanes_of([(rest, None)]))
         last_high, last_low, last_count = last
         high, rounding = _add(high, last_high)
         low = (low + last_low) + rounding
@@ -224,7 +223,7 @@ def _sliced(rows: Array, width: int) -> Slices:
     classes, found = rows.shape[-1], []
     for start in range(0, classes, width):
         first = min(start, classes - width)
-        # From memory: XLA for CPU counts in 64 bits.
+        # A constant in memory, as XLA for CPU would count in 64 bits: see is_column.
         new = np.arange(width) >= start - first if first < start else None
         found.append((rows[..., first : first + width], new))
     return found
@@ -257,10 +256,10 @@ def stored_sum(terms: Array, is_top: Array) -> tuple[Array, Array, Array]:
 
 
 def _narrowed(lanes: Array, read: Read | None = None) -> tuple[Array, Array]:
-    """What is read in all lanes as one sum, its last terms added almost exactly.
+    """The sum of what `read` finds in all lanes, its last terms added almost exactly.
 
-    What reads them has 16 slices or more, or XLA for CPU makes the lanes within that
-    loop: one number at a time, in four times as long.
+    The first loop to read them cuts them into 16 slices or more. With fewer, XLA for
+    CPU computes the lanes inside that loop, one number at a time: four times as long.
     """
     if read is not None and lanes.shape[-1] > FEW_CLASSES:
         width = lanes.shape[-1] // FEW_CLASSES
@@ -272,9 +271,10 @@ def _narrowed(lanes: Array, read: Read | None = None) -> tuple[Array, Array]:
 
 
 def _terms(lanes: Array, width: int, read: Read | None) -> list[Array]:
-    """What is read in slices of that width of the lanes, to be added up.
+    """What `read` finds in slices of that width of the lanes, to be added up.
 
-    Reading comes last: XLA for CPU makes lanes again for each way to read all of them.
+    Lanes are cut first and read afterwards: were all of them read in two ways, as sizes
+    and as signs, XLA for CPU would compute them twice.
     """
     parts = _sliced(lanes, width)
     if read is not None:

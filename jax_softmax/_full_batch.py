@@ -219,8 +219,8 @@ class FullBatch:
 def precondition(preconditioner: Array, r: Parameters) -> Parameters:
     """What a Newton step would be if no class knew of another, centred.
 
-    Of what is the same for all classes predictions know nothing: only l2 would ever
-    bring it back to 0, and that is what takes longest.
+    A step that is the same for all classes changes no prediction: only l2 would bring
+    the parameters back from it, and slowly.
     """
     if preconditioner.ndim == 2:
         return centred(r / preconditioner)

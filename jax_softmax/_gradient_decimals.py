@@ -133,9 +133,8 @@ TO_DECIMAL = np.frompyfunc(lambda v: Decimal(float(v)), 1, 1)
 _MAXIMUM, _MINIMUM = np.frompyfunc(_larger, 2, 1), np.frompyfunc(_smaller, 2, 1)
 SLOW = {"exp", "log", "log1p", "expm1", "tanh", "logistic", "pow", "cosh", "sinh"}
 ANY_TYPE = {
-    *("broadcast_in_dim", "reshape", "transpose", "squeeze", "slice"),
-    *("rev", "concatenate", "select_n", "copy", "iota", "lt", "le", "gt", "ge", "eq"),
-    "ne",
+    *("broadcast_in_dim", "reshape", "transpose", "squeeze", "slice", "rev"),
+    *("concatenate", "select_n", "copy", "iota", "lt", "le", "gt", "ge", "eq", "ne"),
 }
 MOVES = {"gather", "dynamic_slice", "dynamic_update_slice", "pad", "scatter"}
 OPERATIONS: dict[str, Callable[..., Any]] = {

@@ -127,12 +127,10 @@ def _scanned(equation: Any, args: list[Any]) -> list[Any]:
     params = equation.params
     body, _ = _body(params["jaxpr"])
 
-    def carried(
-        outer: Any, inner: Any
-    ) -> int:  # what is scanned over has one axis more
-        return sum(
-            o.aval.ndim == i.aval.ndim for o, i in zip(outer, inner, strict=True)
-        )
+    def carried(outer: Any, inner: Any) -> int:
+        """How many are not scanned over: what is has one axis more outside."""
+        pairs = zip(outer, inner, strict=True)
+        return sum(o.aval.ndim == i.aval.ndim for o, i in pairs)
 
     whole = carried(equation.invars, body.invars)
     first = whole - carried(equation.outvars, body.outvars)

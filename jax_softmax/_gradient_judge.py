@@ -170,9 +170,7 @@ def _crooked(wide: Problem, seed: int) -> tuple[int, ...]:
 
 
 def _sampled(
-    problem: Problem,
-    columns: Columns,
-    way: Callable[[methods.Sampler, float], list[T]],
+    problem: Problem, columns: Columns, way: Callable[[methods.Sampler, float], list[T]]
 ) -> list[T]:
     """`way` of a sampler and its type's eps, for each matrix in order."""
     mapping, moving, fixed, direction = problem

@@ -209,12 +209,13 @@ def measure(
 
 
 def _cells(row: GradientRow) -> tuple[str, ...]:
-    entries = f"{row.checked}" if row.checked == row.size else "{0.checked}/{0.size}"
+    all_checked = row.checked == row.size
+    entries = f"{row.checked}" if all_checked else f"{row.checked}/{row.size}"
     errors = (row.max_ulp, row.median_ulp, row.max_abs, row.max_rel)
     return (
         row.leaf,
         row.method,
-        entries.format(row),
+        entries,
         *(f"{error:.3g}" for error in errors),
         str(list(row.at)),
         f"{row.got:.7g}",
@@ -239,6 +240,5 @@ def _complaint(row: GradientRow, ulp: float | int) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
-    return (
-        str(value) if isinstance(value, float) and not math.isfinite(value) else value
-    )
+    infinite_or_nan = isinstance(value, float) and not math.isfinite(value)
+    return str(value) if infinite_or_nan else value

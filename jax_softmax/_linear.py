@@ -140,14 +140,15 @@ def mean_linear_cross_entropy(
             micro-batches, or over devices with a part of the tokens each, is the mean
             of the batch.
         z_loss: the weight of lse^2.
-        chunk: (tokens, classes) of a tile. By default a chunk has as many tokens as one
-            number for each of their logits fits 52 MB on a CPU, 537 MB elsewhere: it is
-            kept for the gradients, which makes three matmuls. Logits are made again, a
-            fourth, where fewer than 64 tokens would fit, for a larger chunk, and where
-            on several devices no chunk that fits divides the tokens; on a CPU also
-            where that is faster, since few features, or tokens that fit, do not repay
-            keeping. (On a CPU alone, a first chunk of up to 512 tokens is kept where
-            the gradient of w will be.)
+        chunk: (tokens, classes) of a tile. One number for each logit of a chunk of
+            tokens is kept for the gradients, so that there are three matmuls. By
+            default a chunk has as many tokens as that takes 52 MB for on a CPU, 537 MB
+            elsewhere. Logits are made again instead, by a fourth matmul, where a chunk
+            that is given takes more, where fewer than 64 tokens would fit, and where on
+            several devices no chunk that fits divides the tokens; on a CPU also where
+            that is faster, with few features, or few tokens that fit. (Where a CPU is
+            the only device, a first chunk of up to 512 tokens is kept where the
+            gradient of w will be.)
         skip_below: leave out of both gradients each tile without a label where all
             gradients of logits are below this times their row's weight: without z_loss,
             those are the probabilities. None is wrong by more, nor are all of a row's
@@ -263,7 +264,7 @@ def _weighted_sum(
 
 
 def _dot(a: Array, b: Array) -> Array:
-    wide = tiles.common_type(a.dtype, b.dtype, jnp.float32)
+    wide = checks.accumulation_dtype(a, b)
     return jnp.sum(a.astype(wide) * b.astype(wide))
 
 

@@ -17,9 +17,9 @@ from jax import Array, lax
 
 from jax_softmax import _linear_tiles as tiles
 from jax_softmax._entries import is_column
-from jax_softmax._linear_rows import Measured, Reduced, losses, measured, over_devices
+from jax_softmax._exponential import shifted_exp
+from jax_softmax._linear_rows import Reduced, losses, measured, over_devices
 from jax_softmax._linear_tiles import Head, Index, Layer
-from jax_softmax._partition import shifted_exp
 
 
 class Gradients(NamedTuple):
@@ -84,7 +84,9 @@ def measure_and_pull(
         c = 2 * z_loss * found.lse * a if z_loss else jnp.zeros_like(a)
         smoothing = head.label_smoothing
         cotangents = _cotangents(piece, seen.rows, found.nll, a, c, smoothing)
-        shares = _shares(seen) * cotangents.scale[None]
+        # [tiles, tokens]: what a tile's exp(z - its own maximum) is multiplied by.
+        top = seen.rows.part.max[None]
+        shares = shifted_exp(seen.tops, top) * cotangents.scale[None]
 
         def dz(grads: Gradients, start: Index, width: int) -> Array:
             held = grads.w if head.in_place else kept
@@ -110,7 +112,7 @@ def measure_and_pull(
         if head.keeps:
             shape = (min(head.chunk_tokens, rest), classes)
             kept = jnp.zeros_like(layer.x, tiles.kept_type(head, layer), shape)
-            if head.first:  # any number of its gradients: no memory before it is done
+            if head.first:  # kept waits for its gradients, and takes no memory before
                 kept += jax.tree.leaves(grads)[0].reshape(-1)[0].astype(kept.dtype)
 
         def after(carry, start: Index, size: int):
@@ -150,10 +152,7 @@ def push(
             terms = (_dz(head, piece, of, z, start) * dz for of in (d_loss, d_lse))
             return tuple(s + t.sum(-1) for s, t in zip(sums, terms, strict=True)), None
 
-        classes = tiles.classes_of(head, layer.w)
-        return carry, tiles.over(
-            classes, head.tile_classes, tile, (zeros, zeros), None
-        )[0]
+        return carry, tiles.over_classes(head, layer, tile, (zeros, zeros))[0]
 
     return tiles.over_tokens(head, layer.x.shape[0], chunk, None)[1]
 
@@ -197,11 +196,6 @@ def _at_label(layer: Layer, of: Cotangents, dz: Array, start: Index) -> Array:
     is_label = is_column(dz, layer.labels - start)
     dz = jnp.where(is_label, of.at_label[:, None], dz)
     return dz if layer.keep is None else jnp.where(layer.keep[:, None], dz, 0)
-
-
-def _shares(seen: Measured) -> Array:
-    """[tiles, tokens]: exp(maximum of the tile - maximum of the row)."""
-    return shifted_exp(seen.tops, seen.rows.part.max[None])
 
 
 def _needed(
@@ -272,13 +266,7 @@ def _pull(
         return Gradients(dx, dw, db), None
 
     dx = None if grads.x is None else jnp.zeros_like(x, tiles.wide_type(layer))
-    carry, _ = tiles.over(
-        tiles.classes_of(head, layer.w),
-        head.tile_classes,
-        tile,
-        grads._replace(x=dx),
-        None,
-    )
+    carry, _ = tiles.over_classes(head, layer, tile, grads._replace(x=dx))
     if grads.x is None or carry.x is None:
         return carry
     return carry._replace(x=tiles.set_chunk(head, grads.x, carry.x, at))

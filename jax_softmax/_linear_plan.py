@@ -62,7 +62,7 @@ def layer_of(
     if b is not None:
         b = checks.floating("b", b)
         checks.same_shape("b", b, (here,))
-    shards, keep = checks.shards(axis_name, here, classes), None
+    shards, keep = Shards.over(axis_name, here, classes), None
     if where is not None:
         keep = checks.row_mask("where", where, batch).reshape(-1)
     rows = x.reshape(-1, features), w, b
@@ -185,11 +185,12 @@ def _pays(tokens: int, features: int, rows: int) -> bool:
 
 
 def _chunk_of(head: Head, tokens: int, most: int) -> int | None:
-    """Of that many tokens or fewer, such that chunks are even where they can be.
+    """How many tokens a chunk has: `most` or fewer, all chunks even where they can be.
 
-    Even chunks are dealt out, a part for every device that holds tokens, where others
-    would be gathered from them. So on several devices it is none rather than those;
-    twice as many small chunks are not too many, nor are any of LEAST_TOKENS.
+    Even chunks are dealt out, each device that holds tokens getting its part of each;
+    uneven ones would be gathered from the devices, so on several devices there is no
+    answer instead: None. For evenness there may be twice as many chunks as needed, or
+    on several devices as many as leave LEAST_TOKENS to each.
     """
     least, alone = -(-tokens // max(most, 1)), head.devices == 1
     holders = math.gcd(tokens, head.devices)  # of equal shares

@@ -94,8 +94,7 @@ def measured(head: Head, layer: Layer, kept: Array | None) -> Measured:
         tiled = stacked(whole, rest)
         return merged_rows(tiled), tiled.part.max
 
-    classes = tiles.classes_of(head, layer.w)
-    kept, (rows, tops) = tiles.over(classes, head.tile_classes, tile, kept, combined)
+    kept, (rows, tops) = tiles.over_classes(head, layer, tile, kept, combined)
     return Measured(rows, tops, kept)
 
 
@@ -118,11 +117,7 @@ def stacked(whole: T, rest: T | None) -> T:
     """The tile that was left over, behind those of one size."""
     if rest is None:
         return whole
-    return jax.tree.map(
-        lambda a, b: jnp.concatenate((a, b[None])),
-        whole,
-        rest,
-    )
+    return jax.tree.map(lambda a, b: jnp.concatenate((a, b[None])), whole, rest)
 
 
 def merged_rows(several: Reduced) -> Reduced:

@@ -10,13 +10,8 @@ from jaxtyping import Bool, Float, Int, Integer
 
 from jax_softmax import _checks as checks
 from jax_softmax import _linear_tiles as tiles
-from jax_softmax._linear_plan import (
-    Chunk,
-    Keep,
-    head_of,
-    layer_of,
-    on_tiles,
-)
+from jax_softmax._exponential import shifted_exp
+from jax_softmax._linear_plan import Chunk, Keep, head_of, layer_of, on_tiles
 from jax_softmax._linear_rows import (
     Reduced,
     losses,
@@ -26,7 +21,7 @@ from jax_softmax._linear_rows import (
     stacked,
 )
 from jax_softmax._linear_tiles import Head, Index, Layer
-from jax_softmax._partition import gap, log1p, partition, shifted_exp
+from jax_softmax._partition import gap, log1p, partition
 from jax_softmax._platform import by_platform
 from jax_softmax._shards import AxisName, alike
 from jax_softmax._tracing import traced_once
@@ -174,8 +169,7 @@ def _chunk(head: Head, layer: Layer, top_k: int) -> LinearSoftmaxSummary:
             top_ids=ids,
         )
 
-    classes = tiles.classes_of(head, layer.w)
-    return tiles.over(classes, head.tile_classes, tile, None, combined)[1]
+    return tiles.over_classes(head, layer, tile, None, combined)[1]
 
 
 def _finite(z: Array, below: Array) -> Array:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jax_softmax import _checks as checks
 from jax_softmax._platform import by_platform
 from jax_softmax._shards import Shards
 
@@ -82,19 +83,15 @@ def tile_of(head: Head, w: Array, start: Index, width: int) -> Array:
     return slice_axis(w, start, width, 0 if head.tied else 1)
 
 
-def common_type(*kinds: Any) -> jnp.dtype:
-    """The type that holds all of these, also where the user has made JAX strict."""
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(*kinds)
-
-
 def operand_type(layer: Layer) -> jnp.dtype:
-    """The type that both operands of every matmul have."""
-    return common_type(layer.x.dtype, layer.w.dtype)
+    """The type that both operands of every matmul have: the one that holds both."""
+    with jax.numpy_dtype_promotion("standard"):  # also where the user made JAX strict
+        return jnp.result_type(layer.x.dtype, layer.w.dtype)
 
 
 def wide_type(layer: Layer) -> jnp.dtype:
-    return common_type(operand_type(layer), jnp.float32)
+    """The type that logits, and sums of products, have."""
+    return checks.accumulation_dtype(layer.x, layer.w)
 
 
 def dot(head: Head, left: Array, right: Array, i: int, j: int) -> Array:
@@ -104,7 +101,7 @@ def dot(head: Head, left: Array, right: Array, i: int, j: int) -> Array:
         right,
         (((i,), (j,)), ((), ())),
         precision=head.precision,
-        preferred_element_type=common_type(left.dtype, jnp.float32),
+        preferred_element_type=checks.accumulation_dtype(left),
     )
 
 
@@ -163,6 +160,18 @@ def over(
     if rest:
         carry, last = step(carry, _not_known(whole * size), rest)
     return carry, combine(stacked, last) if combine else None
+
+
+def over_classes(
+    head: Head,
+    layer: Layer,
+    tile: Callable[[Any, Index, int], tuple[Any, Any]],
+    carry: Any,
+    combine: Callable[[Any, Any], Any] | None = None,
+) -> tuple[Any, Any]:
+    """`over` tiles of classes."""
+    classes = classes_of(head, layer.w)
+    return over(classes, head.tile_classes, tile, carry, combine)
 
 
 def _not_known(start: int) -> Array:

@@ -73,12 +73,9 @@ def cross_entropy(
     >>> print(-(jax.nn.one_hot(labels, 3) * log_softmax(logits)).sum(-1))
     [4.1223074e-09 1.0986123e+00]
     """
-    logits = checks.scores("logits", logits)
-    batch = logits.shape[:-1]
-    labels = checks.class_ids("labels", labels, batch)
+    logits, labels, keep = checks.labelled("logits", logits, labels, where)
     label_smoothing = checks.fraction("label_smoothing", label_smoothing)
-    shards = checks.shards(axis_name, logits.shape[-1], classes)
-    keep = checks.row_mask("where", where, batch)
+    shards = Shards.over(axis_name, logits.shape[-1], classes)
     return _cross_entropy(logits, labels, keep, label_smoothing, shards)
 
 
@@ -117,7 +114,7 @@ def cross_entropy_with_probs(
     probs = checks.scores("probs", probs)
     checks.same_shape("probs", probs, logits.shape)
     keep = checks.row_mask("where", where, logits.shape[:-1])
-    shards = checks.shards(axis_name, logits.shape[-1], None)
+    shards = Shards.over(axis_name, logits.shape[-1], None)
     return _cross_entropy_with_probs(logits, probs, keep, shards)
 
 
@@ -152,7 +149,7 @@ def nll_from_probs(
     labels = checks.class_ids("labels", labels, probs.shape[:-1])
     wide = checks.wide(probs)
     shards = Shards.whole(probs.shape[-1])
-    nll = -jnp.log(at_label(wide, shards.column(labels)))
+    nll = -jnp.log(_at_label(wide, shards.column(labels)))
     return jnp.where(shards.has(labels), nll, jnp.nan)
 
 
@@ -261,7 +258,7 @@ def nll_and_grad(
     """
     part, probs = partition_and_probability(z, shards, rounds=True)
     known, column = shards.has(labels), shards.column(labels)
-    z_label = shards.sum(checks.wide(at_label(z, column)))
+    z_label = shards.sum(checks.wide(_at_label(z, column)))
     loss = jnp.where(known, gap(z_label, part.max) + log1p(part.tail), jnp.nan)
     sound = known & (part.max > -jnp.inf)
     # NaN by a product, since XLA for CPU makes no vector loop of a choice by rows.
@@ -287,7 +284,7 @@ def part_of(loss: Array, share: float) -> Array:
     return share * loss if share else jnp.where(loss == jnp.inf, 0, 0 * loss)
 
 
-def at_label(
+def _at_label(
     rows: Float[Array, "*batch classes"], column: Int[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
     """rows[i, column[i]], 0 where there is no such column."""

@@ -21,8 +21,8 @@ def by_platform(
 ) -> Result:
     """cpu(*operands) on a CPU, gpu(*operands) on a GPU, default(*operands) elsewhere.
 
-    default also where the last axis of an operand is spread over an Explicit mesh: a
-    CPU's loops cut it, which JAX does not do with what lies on several devices.
+    default also where the last axis of an operand is spread over an Explicit mesh: the
+    loops for CPUs cut that axis into slices, which JAX refuses where it is spread.
     """
     if any(_is_spread(operand) for operand in operands):
         return default(*operands)

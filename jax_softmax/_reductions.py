@@ -149,9 +149,7 @@ class Normalized(NamedTuple):
     lse: Float[Array, "*batch"]
     log_probs: Float[Array, "*batch classes"]
     probs: Float[Array, "*batch classes"]
-    complements: Float[
-        Array, "*batch classes"
-    ]  # 1 - probs, right where probs round to 1
+    complements: Float[Array, "*batch classes"]  # 1 - probs, right where probs are 1
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))

@@ -224,11 +224,7 @@ def scored_rows(
     name: str, scores: ArrayLike, labels: ArrayLike, where: ArrayLike | None
 ) -> ScoredRows:
     """The rows that a mean is taken over."""
-    scores = checks.scores(name, scores)
-    labels = checks.class_ids("labels", labels, scores.shape[:-1])
-    return _scored_rows(
-        scores, labels, checks.row_mask("where", where, scores.shape[:-1])
-    )
+    return _scored_rows(*checks.labelled(name, scores, labels, where))
 
 
 @traced_once()

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jax_softmax import _checks as checks
+
 AxisName = str | tuple[str, ...]
 T = TypeVar("T")
 
@@ -28,6 +30,31 @@ class Shards(NamedTuple):
     def whole(cls, classes: int) -> "Shards":
         """All of them are here."""
         return cls(None, classes, 1, classes)
+
+    @classmethod
+    def over(
+        cls, axis_name: AxisName | None, here: int, classes: int | None
+    ) -> "Shards":
+        """As many as the devices of an axis hold together, or fewer, `here` on each."""
+        devices = 1
+        if axis_name is not None:
+            names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+            manual = jax.sharding.get_abstract_mesh().manual_axes
+            known = len(names) > 0 and all(name in manual for name in names)
+            if not known or len(set(names)) < len(names):
+                raise ValueError(
+                    f"axis_name must name mesh axes of the jax.shard_map around, "
+                    f"got {axis_name!r}"
+                )
+            devices = lax.axis_size(axis_name)
+        columns = here * devices
+        classes = columns if classes is None else checks.integer("classes", classes)
+        if not 1 <= classes <= columns:
+            raise ValueError(
+                f"classes must be in [1, {columns}], as many as there are columns on "
+                f"{devices} device(s), got {classes}"
+            )
+        return cls(axis_name, here, devices, classes)
 
     @property
     def alone(self) -> bool:
@@ -95,10 +122,12 @@ def _gathered_jvp(shards, primals, tangents):
 
 
 def alike(arrays: T, *others: Array | None) -> T:
-    """Arrays of a tree as varying over every mesh axis that one of all varies over.
+    """The arrays of a tree, marked as varying over every mesh axis over which any of
+    them, or of the others, varies.
 
-    A loop that adds to them needs that. What was the same on several devices has as
-    gradient, by the transpose, the sum over them: the one sum for x, and none for w.
+    A loop that adds to them needs that. The transpose of the mark is a sum: the
+    gradient of what was the same on several devices is summed over them. So x's is
+    summed once, and w's, which already differs from device to device, is not.
     """
     every = [*jax.tree.leaves(arrays), *jax.tree.leaves(others)]
     axes = frozenset().union(*map(_axes, every))

@@ -18,9 +18,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from jax_softmax import _checks as checks
+from jax_softmax._descent import Solver
 from jax_softmax._reductions import log_softmax, softmax
 from jax_softmax._regression import SoftmaxRegression
-from jax_softmax._solve import Solver, solve
+from jax_softmax._solve import solve
 
 ENOUGH = 1e-9  # a gap of this share of the objective is no reason for a warning
 FEATURES, ROWS = 32, 256  # the smallest sizes to pad to
@@ -164,10 +165,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_, self.coef_.T, self.intercept_
 
     def _weights(
-        self,
-        classes: np.ndarray,
-        ids: np.ndarray,
-        sample_weight: ArrayLike | None,
+        self, classes: np.ndarray, ids: np.ndarray, sample_weight: ArrayLike | None
     ) -> np.ndarray:
         """Sample weights times class weights."""
         weights = np.ones(len(ids))

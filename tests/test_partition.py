@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from jax_softmax import softmax
-from jax_softmax._exponential import raised_exp, row_scale
+from jax_softmax._exponential import RAISED, raised_exp, row_scale
 from jax_softmax._partition import (
-    RAISED,
     Partition,
     compensated_sum,
     log1p,
