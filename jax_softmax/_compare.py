@@ -12,6 +12,7 @@ from jax_softmax import _gradient_methods as methods
 from jax_softmax import _gradient_remarks as remarks
 from jax_softmax._gradient_digits import in_decimals
 from jax_softmax._gradient_judge import Problem
+from jax_softmax._gradient_line import Line, along_a_line
 from jax_softmax._gradient_report import (
     EVIDENCE,
     GradientReport,
@@ -100,6 +101,7 @@ def compare_gradients(
         raise ValueError(f"step: got {step}, wanted a finite number above 0")
     if not 0 <= floor < np.inf:
         raise ValueError(f"floor: got {floor}, wanted a finite number of at least 0")
+    forms = arguments.forms_of(closed_form)
     random = np.random.default_rng(seed)
     args = jax.tree.map(arguments.as_array, args)
     template, names, places = arguments.differentiated(function, args, argnums)
@@ -138,12 +140,13 @@ def compare_gradients(
     own, judged = problem(function), problem(judge or function)
     outer = (template if order == 2 else result) if full_jacobian else None
     blocks = arguments.blocks_of(names, moving, outer, names if order == 2 else None)
+    types = [array.dtype for array in moving]
     exact, in_float64, short_of_decimals = _exact(judged, judge is not None)
+    line = None if short_of_decimals else _line(judged, exact, types, seed)
 
     # First the ways that see every entry, then those that look where these are worst.
     notes: list[str] = []
     everywhere = {"reverse": judging.reverse(own)}
-    forms = {"closed form": closed_form} if callable(closed_form) else closed_form or {}
     for name, form in forms.items():
         output = arguments.asked(name, form, args, told, result)
         everywhere[name] = arguments.returned(
@@ -155,7 +158,9 @@ def compare_gradients(
     if direction is None:
         columns = _probes(moving, blocks, everywhere, exact, probes, random)
     probed = _probed(own, columns, step, notes)
-    seen = judging.witness(judged, columns, seed)
+    right = [m[:, columns[b.leaf]] for m, b in zip(exact, blocks, strict=True)]
+    cleared = line is not None and line.sound
+    seen = judging.witness(judged, columns, seed, None if cleared else right)
     if "complex step" in probed and not remarks.agrees(probed["complex step"], seen):
         del probed["complex step"]
         notes.append(
@@ -176,8 +181,10 @@ def compare_gradients(
     notes[:0] = remarks.about_the_judge(
         judged, own, judge is not None, short_of_decimals
     )
-    doubts = remarks.draws_others(notes, judged)
-    doubts += remarks.doubts(judged, blocks, columns, exact, in_float64, seen, notes)
+    doubts = remarks.draws_others(judged)
+    doubts += remarks.doubts(
+        judged, blocks, columns, exact, in_float64, seen, line, notes
+    )
     return GradientReport(tuple(rows), tuple(doubts), tuple(notes))
 
 
@@ -201,6 +208,17 @@ def _exact(
             "that the function captures as arguments, or give another judge=."
         )
         raise
+
+
+def _line(
+    judged: Problem, exact: methods.Matrices, types: Sequence[Any], seed: int
+) -> Line | None:
+    """The function along a line in decimals, where they can do that too."""
+    try:
+        with judging.float64():
+            return along_a_line(judging.widened(judged), exact, types, seed)
+    except (*_REFUSALS, ArithmeticError, LookupError):
+        return None
 
 
 def _probed(
@@ -234,15 +252,16 @@ def _probes(
     """For each leaf the columns to look at: where `found` is worst, and random ones."""
     columns = []
     for leaf, array in enumerate(moving):
-        finite = np.flatnonzero(np.isfinite(np.asarray(array).astype(np.float64)))
         worst = [
             np.argmax(errors_in_ulp(got[i], exact[i], block.dtype).max(axis=0))
             for got in found.values()
             for i, block in enumerate(blocks)
             if block.leaf == leaf
         ]
-        first = np.intersect1d(worst, finite)[:probes]
-        others = np.setdiff1d(finite, first)
+        left = np.isfinite(np.asarray(array).astype(np.float64)).ravel()
+        first = np.array([at for at in np.unique(worst) if left[at]][:probes], int)
+        left[first] = False
+        others = np.flatnonzero(left)
         more = min(probes - first.size, others.size)
         drawn = random.choice(others, more, replace=False) if more else others[:0]
         chosen = np.sort(np.concatenate([first, drawn])).astype(int)

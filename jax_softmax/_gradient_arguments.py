@@ -1,7 +1,7 @@
 """The arguments of compare_gradients: what moves, what is told, what comes back."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import index
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_softmax import _gradient_methods as methods
+from jax_softmax._gradient_report import METHODS
 
 
 class Block(NamedTuple):
@@ -19,6 +20,25 @@ class Block(NamedTuple):
     leaf: int
     shape: tuple[int, ...]
     dtype: Any
+
+
+def forms_of(closed_form: Any) -> dict[str, Callable[..., Any]]:
+    """The closed forms by name; none has that of another row."""
+    if closed_form is None:
+        return {}
+    forms = {"closed form": closed_form} if callable(closed_form) else closed_form
+    if not isinstance(forms, Mapping) or not all(map(callable, forms.values())):
+        raise TypeError(
+            f"closed_form: got {type(closed_form).__name__}, wanted a function, "
+            "several by name in a dict, or None"
+        )
+    for name in forms:
+        if not isinstance(name, str) or name in METHODS:
+            raise ValueError(
+                f"closed_form: got the name {name!r}, wanted a string that is none of "
+                f"{', '.join(METHODS)}"
+            )
+    return dict(forms)
 
 
 def as_array(leaf: Any) -> Any:
@@ -54,6 +74,8 @@ def differentiated(
     if not all(-len(args) <= n < len(args) for n in chosen):
         raise ValueError(f"argnums: got {argnums}, wanted places in {len(args)} args")
     chosen = [n % len(args) for n in chosen]
+    if len({*chosen}) < len(chosen):
+        raise ValueError(f"argnums: got {argnums}, wanted each place once")
     names, places = [], []
     paths = jax.tree_util.tree_flatten_with_path(args)[0]
     for n in chosen:

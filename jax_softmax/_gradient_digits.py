@@ -27,23 +27,39 @@ from jax_softmax._gradient_decimals import (
     Unsupported,
 )
 
-_CONTEXT = decimal.Context(prec=DIGITS, Emin=-999999, Emax=999999, traps=[])
+CONTEXT = decimal.Context(prec=DIGITS, Emin=-999999, Emax=999999, traps=[])
 _BUDGET = 1_000_000  # additions, about: half a second
+_EACH = 100  # additions: what an operation costs beside them, of whole numbers too
 _NAN = Decimal("nan")
+
+
+class Program:
+    """f as JAX traces it for these float64 arrays, to be run on their leaves, or on
+    others of their shapes, in decimals.
+
+    Raises:
+        Unsupported: decimals cannot do it, or not in time.
+    """
+
+    def __init__(self, f: Callable[..., Any], *args: Any):
+        self._closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
+        self.structure = jax.tree.structure(shapes)
+        if _cost(self._closed.jaxpr) > _BUDGET:
+            raise Unsupported("it would take too long")
+
+    def __call__(self, leaves: Sequence[Any]) -> list[Any]:
+        return _evaluated(self._closed.jaxpr, self._closed.consts, leaves)
 
 
 def in_decimals(f: Callable[..., Any]) -> Callable[..., Any]:
     """f of float64 arrays, by its traced program in decimals, rounded at the end."""
 
     def run(*args: Any) -> Any:
-        closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
-        if _cost(closed.jaxpr) > _BUDGET:
-            raise Unsupported("it would take too long")
-        with decimal.localcontext(_CONTEXT):
-            inputs = [_decimals(leaf) for leaf in jax.tree.leaves(args)]
-            outputs = _evaluated(closed.jaxpr, closed.consts, inputs)
+        program = Program(f, *args)
+        with decimal.localcontext(CONTEXT):
+            outputs = program([decimals(leaf) for leaf in jax.tree.leaves(args)])
         leaves = [np.asarray(o).astype(np.float64) for o in outputs]
-        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+        return jax.tree.unflatten(program.structure, leaves)
 
     return run
 
@@ -53,6 +69,7 @@ def _cost(jaxpr: Any) -> int:
     cost = 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
+        cost += _EACH
         bodies = [_body(inner)[0] for inner in _inner(name, params)]
         if bodies:
             times = params["length"] if name == "scan" else 1
@@ -76,11 +93,11 @@ def _evaluated(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[A
     from jax.extend.core import Literal  # takes as long to import as all of ours
 
     known: dict[Any, Any] = {}
-    known.update(zip(jaxpr.constvars, map(_decimals, consts), strict=True))
+    known.update(zip(jaxpr.constvars, map(decimals, consts), strict=True))
     known.update(zip(jaxpr.invars, args, strict=True))
 
     def read(atom: Any) -> Any:
-        return _decimals(atom.val) if isinstance(atom, Literal) else known[atom]
+        return decimals(atom.val) if isinstance(atom, Literal) else known[atom]
 
     for equation in jaxpr.eqns:
         results = _applied(equation, [read(atom) for atom in equation.invars])
@@ -101,7 +118,8 @@ def _applied(equation: Any, args: list[Any]) -> list[Any]:
     if name in ANY_TYPE and not exact:  # not worth a compilation each
         args = [np.asarray(a) for a in args]
     elif not any(map(_is_decimal, args)):
-        return [_decimals(o) for o in _bound(equation, args)]
+        found = _bound(equation.primitive, args, params)
+        return [decimals(o) for o in found]
     if exact and aval.dtype != np.float64:
         raise Unsupported(f"{name} to {aval.dtype}")
     move = name in MOVES
@@ -144,7 +162,7 @@ def _scanned(equation: Any, args: list[Any]) -> list[Any]:
     return [*carry, *(np.stack(column) for column in columns)]
 
 
-def _decimals(x: Any) -> Any:
+def decimals(x: Any) -> Any:
     """Floats as Decimals, exactly; integers and booleans as they are."""
     if _is_decimal(x):
         return x
@@ -157,13 +175,13 @@ def _is_decimal(x: Any) -> bool:
     return isinstance(x, np.ndarray) and x.dtype == object
 
 
-def _bound(equation: Any, args: list[Any]) -> list[Any]:
+def _bound(primitive: Any, args: list[Any], params: Any) -> list[Any]:
     try:
         with np.errstate(all="ignore"):
-            out = equation.primitive.bind(*args, **equation.params)
+            out = primitive.bind(*args, **params)
     except Exception as refusal:
-        raise Unsupported(equation.primitive.name) from refusal
-    return list(out) if equation.primitive.multiple_results else [out]
+        raise Unsupported(primitive.name) from refusal
+    return list(out) if primitive.multiple_results else [out]
 
 
 def _moved(equation: Any, args: list[Any]) -> Any:
@@ -176,7 +194,10 @@ def _moved(equation: Any, args: list[Any]) -> Any:
             pool.append(arg.ravel())
         else:
             stand_ins.append(arg)
-    (places,) = _bound(equation, stand_ins)
-    places = np.asarray(places)
-    # A gather fills what is out of bounds with the least integer: NaN of floats.
-    return np.concatenate(pool)[np.where(places < 0, 0, places)]
+    params = dict(equation.params)
+    if params.get("fill_value") is not None:
+        pool[0][0] = TO_DECIMAL(float(params["fill_value"]))
+    if "fill_value" in params:  # an index for what is out of bounds, by default NaN's
+        params["fill_value"] = 0
+    (places,) = _bound(equation.primitive, stand_ins, params)
+    return np.concatenate(pool)[np.asarray(places)]

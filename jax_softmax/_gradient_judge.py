@@ -99,10 +99,10 @@ def differences(
 ) -> dict[str, methods.Matrices]:
     """Central and Richardson differences, in the arrays' own types."""
 
-    def central(sampler: methods.Sampler, eps: float) -> methods.Matrices:
+    def central(sampler: methods.Sampler, eps: float, _: float) -> methods.Matrices:
         return methods.central(sampler, step or eps ** (1 / 3))
 
-    def richardson(sampler: methods.Sampler, eps: float) -> methods.Matrices:
+    def richardson(sampler: methods.Sampler, eps: float, _: float) -> methods.Matrices:
         found = methods.richardson(sampler, step or eps ** (1 / 5), eps)
         return [slope for slope, _ in found]
 
@@ -129,19 +129,46 @@ def complex_step(problem: Problem, columns: Columns) -> methods.Matrices:
 
 
 @np.errstate(all="ignore")
-def witness(problem: Problem, columns: Columns, seed: int) -> Witness:
-    """What differences in float64 say at the probed columns and on random lines."""
+def witness(
+    problem: Problem, columns: Columns, seed: int, exact: methods.Matrices | None
+) -> Witness:
+    """What differences in float64 say at the probed columns and on random lines.
+
+    Where they have something against `exact`, at the probed columns, a step may have
+    been too long for a function that bends on another scale than that of max(|x|, 1):
+    there the best of many decides.
+    """
     with float64():
         wide = widened(problem)
-        slopes = _sampled(
-            wide, columns, lambda s, _: methods.richardson(s, _EPS64**0.2, _EPS64)
+        found = _sampled(
+            wide,
+            columns,
+            lambda s, _, size: methods.richardson(s, _EPS64**0.2, _EPS64, size),
         )
-        kinks = _sampled(wide, columns, lambda s, _: methods.one_sided(s, _EPS64))
+        kinks = _sampled(wide, columns, lambda s, *_: methods.one_sided(s, _EPS64))
+        slopes, trust = ([part[i] for part in found] for i in range(2))
+        kinked = [part[0] for part in kinks]
+        suspects = [
+            k
+            | ~(abs(slope - right) <= 1e-6 * np.max(abs(right), initial=0) + 10 * room)
+            for k, slope, room, right in zip(
+                kinked, slopes, trust, exact or slopes, strict=True
+            )
+        ]
+        if exact is not None and any(map(np.any, suspects)):
+            best = _sampled(
+                wide, columns, lambda s, _, size: methods.best_step(s, _EPS64, size)
+            )
+            for i, (slope, room, gap) in enumerate(best):
+                again, bent = suspects[i], gap > 1e-2 * abs(slope) + room
+                slopes[i] = np.where(again, slope, slopes[i])
+                trust[i] = np.where(again, room, trust[i])
+                kinked[i] &= bent
         crooked = _crooked(wide, seed) if wide.direction is None else ()
     return Witness(
-        slopes=[slope for slope, _ in slopes],
-        trust=[uncertainty for _, uncertainty in slopes],
-        kinked=[kinked for kinked, _, _ in kinks],
+        slopes=slopes,
+        trust=trust,
+        kinked=kinked,
         below=[below for _, below, _ in kinks],
         above=[above for _, _, above in kinks],
         crooked=crooked,
@@ -164,26 +191,39 @@ def _crooked(wide: Problem, seed: int) -> tuple[int, ...]:
         signs = random.choice([-1.0, 1.0], array.shape)
         direction[leaf] = np.where(np.isfinite(array), signs, 0.0)
         line = methods.line_sampler(wide.mapping, wide.moving, wide.fixed, direction)
-        if any(np.any(k) for k, _, _ in methods.one_sided(line, _EPS64)):
+        if not any(np.any(k) for k, _, _ in methods.one_sided(line, _EPS64)):
+            continue
+        best = methods.best_step(line, _EPS64, _size(array))
+        if any(np.any(gap > 1e-2 * abs(s) + room) for s, room, gap in best):
             found.append(leaf)
     return tuple(found)
 
 
 def _sampled(
-    problem: Problem, columns: Columns, way: Callable[[methods.Sampler, float], list[T]]
+    problem: Problem,
+    columns: Columns,
+    way: Callable[[methods.Sampler, float, float], list[T]],
 ) -> list[T]:
-    """`way` of a sampler and its type's eps, for each matrix in order."""
+    """`way` of a sampler, its type's eps and its largest number, for each matrix."""
     mapping, moving, fixed, direction = problem
     eps = [float(jnp.finfo(array.dtype).eps) for array in moving]
+    sizes = list(map(_size, moving))
     if direction is not None:
         line = methods.line_sampler(mapping, moving, fixed, direction)
-        return way(line, max(eps))
+        return way(line, max(eps), max(sizes))
     return _by_leaf(
         columns,
         lambda leaf, at: way(
-            methods.coordinate_sampler(mapping, moving, fixed, leaf, at), eps[leaf]
+            methods.coordinate_sampler(mapping, moving, fixed, leaf, at),
+            eps[leaf],
+            sizes[leaf],
         ),
     )
+
+
+def _size(array: Any) -> float:
+    array = np.asarray(array).astype(np.float64)
+    return float(np.max(abs(array), initial=0.0, where=np.isfinite(array)))
 
 
 def _by_leaf(columns: Columns, way: Callable[[int, np.ndarray], list[T]]) -> list[T]:

@@ -134,12 +134,13 @@ def central(sampler: Sampler, step: float) -> Matrices:
 
 
 def richardson(
-    sampler: Sampler, step: float, eps: float
+    sampler: Sampler, step: float, eps: float, size: float = 0.0
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(4 D(h / 2) - D(h)) / 3 with D the central difference, and how far to trust it.
 
     The h^2 terms of the two cancel and an error of h^4 is left (Richardson, 1911); the
-    uncertainty is the distance of the two and the rounding of the values.
+    uncertainty is the distance of the two and the rounding of the values, and of
+    numbers of that size on the way to them.
     """
     values, offsets = sampler([step, -step, step / 2, -step / 2])
     width = offsets[0] - offsets[1], offsets[2] - offsets[3]
@@ -147,8 +148,37 @@ def richardson(
     with np.errstate(invalid="ignore"):
         for f in values:
             coarse, fine = (f[0] - f[1]) / width[0], (f[2] - f[3]) / width[1]
-            rounding = 32 * eps * np.max(np.abs(f), axis=0) / np.abs(width[1])
+            largest = np.maximum(np.max(np.abs(f), axis=0), size)
+            rounding = 32 * eps * largest / np.abs(width[1])
             found.append(((4 * fine - coarse) / 3, np.abs(fine - coarse) + rounding))
+    return found
+
+
+def best_step(
+    sampler: Sampler, eps: float, size: float
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """For each output Richardson's slope, by the step that is to be trusted most; how
+    far; and how the slopes before and behind the point differ on that step.
+
+    That they do tells a long step, on which the rest may agree, from a short one.
+    """
+    tried = []
+    for step in (1e-3, 1e-5, 1e-7, 1e-9, 1e-11, 1e-13):
+        values, offsets = sampler([0.0, step, -step])
+        sides = [(f[1:] - f[:1]) / offsets[1:, None] for f in values]
+        slopes = richardson(sampler, step, eps, size)
+        tried.append(
+            [
+                (slope, np.nan_to_num(trust, nan=np.inf), abs(above - below))
+                for (slope, trust), (above, below) in zip(slopes, sides, strict=True)
+            ]
+        )
+    found = []
+    for output in zip(*tried, strict=True):
+        slope, trust, gap = map(np.stack, zip(*output, strict=True))
+        best = np.argmin(trust + gap, axis=0)[None]
+        picked = [np.take_along_axis(x, best, axis=0)[0] for x in (slope, trust, gap)]
+        found.append(tuple(picked))
     return found
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jax_softmax._gradient_judge import (
     narrowing,
     widened,
 )
+from jax_softmax._gradient_line import Line
 
 
 @np.errstate(all="ignore")
@@ -44,7 +46,10 @@ def diagnosis(form: str, block: Block, got: np.ndarray, exact: np.ndarray) -> li
     factor = float(np.median(ratios))
     if np.ptp(ratios) <= 1e-2 * abs(factor) and abs(factor - 1) > 2e-2:
         what = "minus" if abs(factor + 1) < 1e-2 else f"{factor:.4g} times"
-        return [f"{form} of {block.name} is {what} the judge's everywhere"]
+        small = np.isfinite(exact) & ~large & (exact != 0)
+        alike = abs(got[small] / exact[small] - factor) <= 1e-2 * abs(factor)
+        where = "everywhere" if np.all(alike) else "in its large entries"
+        return [f"{form} of {block.name} is {what} the judge's {where}"]
     if len(block.shape) == 2 and block.shape[0] == block.shape[1] and got.size > 1:
         square, other = got.reshape(block.shape), exact.reshape(block.shape)
         if _near(square.T, other) and not _near(square, other):
@@ -101,22 +106,43 @@ def about_the_judge(
     return notes
 
 
-def draws_others(notes: Sequence[str], judged: Problem) -> list[str]:
-    """A doubt, if the values differ and so do the random bits that are drawn."""
-    if not any("the value itself" in note for note in notes):
-        return []
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return np.array_equal(np.asarray(one), np.asarray(other), equal_nan=True)
+    except TypeError:  # keys have no numbers
+        return bool(np.all(one == other))
 
-    def drawn(problem: Problem) -> list[str]:
-        program = jax.make_jaxpr(problem.mapping)(problem.moving, problem.fixed)
+
+def draws_others(judged: Problem) -> list[str]:
+    """A doubt, if other random numbers are drawn in float64, or at every call."""
+
+    def traced(problem: Problem) -> Any:
+        # Not what jax.jit has traced before.
+        mapping = problem.mapping.__wrapped__
+        return jax.make_jaxpr(mapping)(problem.moving, problem.fixed)
+
+    def drawn(program: Any) -> list[str]:
         return re.findall(r"random_bits\[[^\]]*\]", str(program))
 
-    narrow = drawn(judged)
+    def printed(program: Any) -> str:
+        return re.sub(r"0x[0-9a-f]+", "", str(program))  # where a rule is in memory
+
+    first, second = traced(judged), traced(judged)
+    same = printed(first) == printed(second) and all(
+        map(_equal, first.consts, second.consts)
+    )
+    remedy = "draw them outside and pass them as an argument"
+    if not same:
+        return [
+            "the function is another one each time that it is traced, as with random "
+            f"numbers of NumPy's or Python's: {remedy}"
+        ]
     with float64():
-        if drawn(widened(judged)) == narrow:
+        if drawn(traced(widened(judged))) == drawn(first):
             return []
     return [
         "the function draws random numbers, and others in float64, where the judge is: "
-        "draw them outside and pass them as an argument"
+        f"{remedy}"
     ]
 
 
@@ -128,10 +154,16 @@ def doubts(
     exact: methods.Matrices,
     in_float64: methods.Matrices,
     seen: Witness,
+    line: Line | None,
     notes: list[str],
 ) -> list[str]:
-    """Reasons why no one should trust the judge here."""
+    """Reasons why no one should trust the judge here.
+
+    Differences in float64 are asked where decimals have nothing against the judge only
+    for what else there is to say.
+    """
     doubts = []
+    sound = line is not None and line.sound
     if narrow := narrowing(judged):
         return [
             f"the judge leaves float64 on the way ({narrow}), so it is no better than "
@@ -145,7 +177,7 @@ def doubts(
             index = [int(k) for k in np.unravel_index(flat, block.shape)]
             return f"{block.name}{index}"
 
-        kinks = np.argwhere(seen.kinked[i])
+        kinks = np.argwhere(seen.kinked[i] & ~sound)
         if kinks.size:
             at = tuple(kinks[0])
             # Adding 0 turns -0 into 0.
@@ -155,7 +187,7 @@ def doubts(
                 f"from below and {above:.6g} from above{_more(len(kinks))}"
             )
             continue
-        if block.leaf in seen.crooked:
+        if block.leaf in seen.crooked and not sound:
             doubts.append(
                 f"not differentiable in {block.name}: along a random line the slopes "
                 "before and behind this point differ"
@@ -186,7 +218,7 @@ def doubts(
                 f"a kink or a sharp bend is near {name(np.argwhere(beside)[0])}: "
                 "differences reach over it and say little there"
             )
-        wrong = np.argwhere(far & ~beside)
+        wrong = np.argwhere(far & ~beside & ~sound)
         if wrong.size:
             at = tuple(wrong[0])
             doubts.append(
@@ -194,7 +226,23 @@ def doubts(
                 f"{slopes[at]:.6g}, not {right[at]:.6g}; a derivative rule is wrong or "
                 f"a stop_gradient hides a term{_more(len(wrong))}"
             )
+    if line is not None and not line.sound and not doubts:
+        doubts.append(_on_the_line(line))
     return doubts
+
+
+def _on_the_line(line: Line) -> str:
+    if line.kinked.any():
+        return (
+            "not differentiable: along a random line, in decimals, the slopes before "
+            "and behind this point differ"
+        )
+    at = np.argmax(line.far)
+    return (
+        "the judge is contradicted by the function in decimals, whose slope along a "
+        f"random line is {line.slope[at]:.17g}, not {line.judged[at]:.17g}: a "
+        "derivative rule is wrong in some entry or a stop_gradient hides a term"
+    )
 
 
 def _more(count: int) -> str:

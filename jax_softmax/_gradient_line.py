@@ -1,0 +1,138 @@
+"""The judge's derivative beside the function itself, along a line, in decimals.
+
+With 120 digits a step may be so short that nothing smooth bends along it: its slope
+before and behind the point is the derivative, or there is none. In a random line each
+coordinate has the share of the slope that makes it count as much as any other, so a
+rule that is wrong in a single entry, however small, shows.
+"""
+
+import decimal
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jax_softmax import _gradient_methods as methods
+from jax_softmax._gradient_decimals import DIGITS, TO_DECIMAL
+from jax_softmax._gradient_digits import CONTEXT, Program, decimals
+from jax_softmax._gradient_judge import Problem
+
+_STEPS = Decimal("1e-20"), Decimal("1e-25")  # of a coordinate, and of the least
+_LEAST_COORDINATE = Decimal("1e-12")
+_LEAST_ENTRY = 1e-10  # of the largest: below it an entry counts for less
+_PRECISE = decimal.Context(
+    prec=2 * DIGITS, Emin=CONTEXT.Emin, Emax=CONTEXT.Emax, traps=[]
+)
+_NOISE = Decimal(10) ** (
+    20 - 2 * DIGITS
+)  # of values, twenty digits of which may cancel
+_EPS64 = float(np.finfo(np.float64).eps)
+
+
+class Line(NamedTuple):
+    """Slopes, for each entry of the outputs: the function's, and the judge's."""
+
+    slope: np.ndarray
+    judged: np.ndarray
+    kinked: np.ndarray
+    """Where the slope before the point is not the one behind it."""
+    far: np.ndarray
+    """Where the judge's is another, by what the arguments' own types could tell."""
+
+    @property
+    def sound(self) -> bool:
+        return not (self.kinked.any() or self.far.any())
+
+
+def along_a_line(
+    problem: Problem, exact: methods.Matrices, types: Sequence[Any], seed: int
+) -> Line | None:
+    """The function's slope in the direction of the problem, or in a random one.
+
+    None where the function is not finite on the way.
+
+    Raises:
+        Unsupported: decimals cannot do it, or not in time.
+    """
+    moving, fixed = problem.moving, problem.fixed
+    program = Program(problem.mapping, moving, fixed)
+    exact = [np.nan_to_num(matrix, posinf=0, neginf=0) for matrix in exact]
+    direction = problem.direction
+    if direction is None:
+        direction = _weights(moving, exact, seed)
+        parts = [exact[i : i + len(moving)] for i in range(0, len(exact), len(moving))]
+    with decimal.localcontext(_PRECISE):
+        start = [decimals(leaf) for leaf in moving]
+        rest = [decimals(leaf) for leaf in jax.tree.leaves(fixed)]
+        v = [decimals(np.asarray(leaf)) for leaf in direction]
+        last_place = [
+            Decimal(max(float(jax.numpy.finfo(kind).eps) / 4, 32 * _EPS64))
+            for kind in types
+        ]
+        if problem.direction is None:
+            judged = [sum(map(_product, part, v)) for part in parts]
+            room = [
+                sum(
+                    _product(abs(matrix), abs(along)) * place
+                    for matrix, along, place in zip(part, v, last_place, strict=True)
+                )
+                for part in parts
+            ]
+        else:
+            judged = [TO_DECIMAL(matrix[:, 0]) for matrix in exact]
+            room = [abs(j) * p for j, p in zip(judged, last_place, strict=True)]
+        judged, room = np.concatenate(judged), np.concatenate(room)
+        reach = max(map(_reach, start, v))
+        if reach == 0:
+            return None
+
+        def values(t: Decimal) -> np.ndarray:
+            moved = [x + along * (t / reach) for x, along in zip(start, v, strict=True)]
+            return np.concatenate([out.ravel() for out in program([*moved, *rest])])
+
+        here, slope, gaps = values(Decimal(0)), judged, []
+        for step in _STEPS:
+            behind, before = values(step), values(-step)
+            if not all(map(Decimal.is_finite, behind + before + here)):
+                return None
+            slope = (behind - before) / (2 * step) * reach
+            gaps.append(abs(behind + before - 2 * here) / step * reach)
+        wide, close = gaps
+        room = room + max(*abs(here), 1) * reach / _STEPS[-1] * _NOISE
+        # What bends smoothly bends less on the shorter step.
+        kinked = (close > wide / 2) & (close > room)
+        far = abs(slope - judged) > room + close
+    return Line(
+        slope.astype(float), judged.astype(float), kinked.astype(bool), far.astype(bool)
+    )
+
+
+def _weights(
+    moving: methods.Arrays, exact: methods.Matrices, seed: int
+) -> list[np.ndarray]:
+    """A random direction in which all entries of the derivative add much the same."""
+    random, found = np.random.default_rng(seed), []
+    for leaf, array in enumerate(moving):
+        array = np.asarray(array)
+        blocks = exact[leaf :: len(moving)]
+        sizes = np.max([np.max(np.abs(block), axis=0) for block in blocks], axis=0)
+        largest = np.max(sizes, initial=0.0) or 1.0
+        drawn = random.uniform(0.5, 1.5, sizes.size) * random.choice(
+            [-1, 1], sizes.size
+        )
+        weights = drawn / np.maximum(sizes / largest, _LEAST_ENTRY) / largest
+        found.append(np.where(np.isfinite(array), weights.reshape(array.shape), 0.0))
+    return found
+
+
+def _product(matrix: np.ndarray, along: np.ndarray) -> np.ndarray:
+    return (TO_DECIMAL(matrix) * along.ravel()).sum(axis=1)
+
+
+def _reach(x: np.ndarray, along: np.ndarray) -> Decimal:
+    """How far a step of 1 goes, by the coordinate that goes farthest for its size."""
+    size = np.where(along != 0, abs(x), _LEAST_COORDINATE)
+    moved = abs(along) / np.maximum(size, _LEAST_COORDINATE)
+    return np.max(moved, initial=Decimal(0))
