@@ -1,6 +1,7 @@
 """compare_gradients: autodiff, paper and differences beside 60 decimal digits."""
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -95,12 +96,15 @@ def compare_gradients(
     """
     if order not in (1, 2):
         raise ValueError(f"order: got {order}, wanted 1 or 2")
-    if probes < 1:
-        raise ValueError(f"probes: got {probes}, wanted at least 1")
-    if step is not None and not 0 < step < np.inf:
-        raise ValueError(f"step: got {step}, wanted a finite number above 0")
-    if not 0 <= floor < np.inf:
-        raise ValueError(f"floor: got {floor}, wanted a finite number of at least 0")
+    for name, value, least in (("probes", probes, 1), ("seed", seed, 0)):
+        if not isinstance(value, Integral) or value < least:
+            raise ValueError(
+                f"{name}: got {value!r}, wanted an integer from {least} on"
+            )
+    if step is not None and not (isinstance(step, Real) and 0 < step < np.inf):
+        raise ValueError(f"step: got {step!r}, wanted a finite number above 0")
+    if not (isinstance(floor, Real) and 0 <= floor < np.inf):
+        raise ValueError(f"floor: got {floor!r}, wanted a finite number of at least 0")
     forms = arguments.forms_of(closed_form)
     random = np.random.default_rng(seed)
     args = jax.tree.map(arguments.as_array, args)
@@ -114,6 +118,8 @@ def compare_gradients(
     scalar = isinstance(result, jax.ShapeDtypeStruct) and result.shape == ()
     if not arguments.reals(result):
         raise TypeError("function: got no floating-point result, wanted at least one")
+    if judge is not None:
+        arguments.judges(judge, args, result)
     if full_jacobian and order == 2 and not scalar:
         raise ValueError(
             f"full_jacobian, order=2: got {result}, wanted a scalar result"
@@ -181,6 +187,8 @@ def compare_gradients(
     notes[:0] = remarks.about_the_judge(
         judged, own, judge is not None, short_of_decimals
     )
+    if not any(map(np.any, exact)):
+        notes.append("all entries of the judge's derivative are 0: nothing is compared")
     doubts = remarks.draws_others(judged)
     doubts += remarks.doubts(
         judged, blocks, columns, exact, in_float64, seen, line, notes

@@ -152,10 +152,12 @@ def mapping(
         for place, leaf in zip(places, moving, strict=True):
             leaves[place] = leaf
         result = function(*jax.tree.unflatten(treedef, leaves))
+        arrays = map(jnp.asarray, jax.tree.leaves(result))
+        complex_step = any(map(jnp.iscomplexobj, moving))
         inexact = [
             leaf
-            for leaf in map(jnp.asarray, jax.tree.leaves(result))
-            if leaf.size and jnp.issubdtype(leaf.dtype, jnp.inexact)
+            for leaf in arrays
+            if is_real(leaf) or (complex_step and leaf.size and jnp.iscomplexobj(leaf))
         ]
         if weights is None:
             return inexact
@@ -203,6 +205,18 @@ def blocks_of(
     ]
 
 
+def judges(judge: Callable[..., Any], args: tuple[Any, ...], result: Any) -> None:
+    """The judge is a function that returns what the judged function does."""
+    if not callable(judge):
+        raise TypeError(f"judge: got {type(judge).__name__}, wanted a function")
+    got, wanted = (
+        [leaf.shape for leaf in reals(tree)]
+        for tree in (jax.eval_shape(judge, *args), result)
+    )
+    if got != wanted:
+        raise ValueError(f"judge: got a result of shapes {got}, wanted {wanted}")
+
+
 def asked(
     name: str,
     form: Callable[..., Any],
@@ -217,11 +231,13 @@ def asked(
         if not told or isinstance(error, ValueError):  # it has no signature
             return form(*args, *told)
         shapes = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(result))
+        alone = isinstance(result, jax.ShapeDtypeStruct) and result.shape == ()
+        more = [] if alone else [f"a cotangent shaped like the result, {shapes}"]
+        more += ["a tangent shaped like the argument"][: len(told) - len(more)]
         raise TypeError(
-            f"{name}: {error}. The function returns {shapes}, so a closed form is "
-            "called with a cotangent of that shape after the arguments, and with a "
-            "tangent at order 2: write one that takes them, or compare the function's "
-            "sum"
+            f"{name}: {error}. After the arguments it is called with "
+            f"{' and '.join(more)}: write one that takes that, or compare the "
+            "function's sum at order 1"
         ) from None
     return form(*args, *told)
 

@@ -124,7 +124,7 @@ def _sign(x: Decimal) -> Decimal:
     return x if x.is_nan() or x == 0 else Decimal(1).copy_sign(x)
 
 
-def _power(a: Decimal, b: Decimal) -> Decimal:
+def _power(a: Decimal, b: Decimal | int) -> Decimal:
     return Decimal(1) if b == 0 else a**b  # Decimal has no 0 to the 0
 
 

@@ -55,6 +55,13 @@ def float64() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """A step may leave the function's domain: no warning, and no error, comes of it."""
+    with np.errstate(all="ignore"), jax.debug_nans(False):
+        yield
+
+
 def widened(problem: Problem) -> Problem:
     """The same numbers in float64; call it inside `float64()`."""
     return jax.tree.map(
@@ -93,7 +100,7 @@ def forward(problem: Problem, columns: Columns) -> methods.Matrices:
     )
 
 
-@np.errstate(all="ignore")
+@quiet()
 def differences(
     problem: Problem, columns: Columns, step: float | None
 ) -> dict[str, methods.Matrices]:
@@ -112,7 +119,7 @@ def differences(
     }
 
 
-@np.errstate(all="ignore")
+@quiet()
 def complex_step(problem: Problem, columns: Columns) -> methods.Matrices:
     """The complex step; fails with what the function has against complex numbers."""
     mapping, moving, fixed, direction = problem
@@ -128,7 +135,7 @@ def complex_step(problem: Problem, columns: Columns) -> methods.Matrices:
         )
 
 
-@np.errstate(all="ignore")
+@quiet()
 def witness(
     problem: Problem, columns: Columns, seed: int, exact: methods.Matrices | None
 ) -> Witness:

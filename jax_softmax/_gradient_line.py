@@ -12,14 +12,16 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jax_softmax import _gradient_methods as methods
-from jax_softmax._gradient_decimals import DIGITS, TO_DECIMAL
+from jax_softmax._gradient_decimals import DIGITS
 from jax_softmax._gradient_digits import CONTEXT, Program, decimals
-from jax_softmax._gradient_judge import Problem
+from jax_softmax._gradient_judge import Problem, quiet
 
 _STEPS = Decimal("1e-20"), Decimal("1e-25")  # of a coordinate, and of the least
+_ZERO = Decimal(0)
 _LEAST_COORDINATE = Decimal("1e-12")
 _LEAST_ENTRY = 1e-10  # of the largest: below it an entry counts for less
 _PRECISE = decimal.Context(
@@ -46,6 +48,7 @@ class Line(NamedTuple):
         return not (self.kinked.any() or self.far.any())
 
 
+@quiet()
 def along_a_line(
     problem: Problem, exact: methods.Matrices, types: Sequence[Any], seed: int
 ) -> Line | None:
@@ -59,40 +62,29 @@ def along_a_line(
     moving, fixed = problem.moving, problem.fixed
     program = Program(problem.mapping, moving, fixed)
     exact = [np.nan_to_num(matrix, posinf=0, neginf=0) for matrix in exact]
-    direction = problem.direction
-    if direction is None:
-        direction = _weights(moving, exact, seed)
-        parts = [exact[i : i + len(moving)] for i in range(0, len(exact), len(moving))]
+    places = [max(float(jnp.finfo(t).eps) / 4, 32 * _EPS64) for t in types]
     with decimal.localcontext(_PRECISE):
         start = [decimals(leaf) for leaf in moving]
         rest = [decimals(leaf) for leaf in jax.tree.leaves(fixed)]
-        v = [decimals(np.asarray(leaf)) for leaf in direction]
-        last_place = [
-            Decimal(max(float(jax.numpy.finfo(kind).eps) / 4, 32 * _EPS64))
-            for kind in types
-        ]
         if problem.direction is None:
-            judged = [sum(map(_product, part, v)) for part in parts]
-            room = [
-                sum(
-                    _product(abs(matrix), abs(along)) * place
-                    for matrix, along, place in zip(part, v, last_place, strict=True)
-                )
-                for part in parts
-            ]
+            v = [decimals(leaf) for leaf in _weights(moving, exact, seed)]
+            judged, room = _contracted(exact, v, places)
         else:
-            judged = [TO_DECIMAL(matrix[:, 0]) for matrix in exact]
-            room = [abs(j) * p for j, p in zip(judged, last_place, strict=True)]
-        judged, room = np.concatenate(judged), np.concatenate(room)
+            v = [decimals(np.asarray(leaf)) for leaf in problem.direction]
+            columns = [decimals(matrix[:, 0]) for matrix in exact]
+            judged = np.concatenate(columns)
+            room = np.concatenate(
+                [_sizes(c, e) for c, e in zip(columns, places, strict=True)]
+            )
         reach = max(map(_reach, start, v))
         if reach == 0:
             return None
 
-        def values(t: Decimal) -> np.ndarray:
+        def values(t: Decimal) -> Any:
             moved = [x + along * (t / reach) for x, along in zip(start, v, strict=True)]
             return np.concatenate([out.ravel() for out in program([*moved, *rest])])
 
-        here, slope, gaps = values(Decimal(0)), judged, []
+        here, slope, gaps = values(_ZERO), judged, []
         for step in _STEPS:
             behind, before = values(step), values(-step)
             if not all(map(Decimal.is_finite, behind + before + here)):
@@ -100,7 +92,7 @@ def along_a_line(
             slope = (behind - before) / (2 * step) * reach
             gaps.append(abs(behind + before - 2 * here) / step * reach)
         wide, close = gaps
-        room = room + max(*abs(here), 1) * reach / _STEPS[-1] * _NOISE
+        room = room + max(*abs(here), Decimal(1)) * reach / _STEPS[-1] * _NOISE
         # What bends smoothly bends less on the shorter step.
         kinked = (close > wide / 2) & (close > room)
         far = abs(slope - judged) > room + close
@@ -127,12 +119,29 @@ def _weights(
     return found
 
 
-def _product(matrix: np.ndarray, along: np.ndarray) -> np.ndarray:
-    return (TO_DECIMAL(matrix) * along.ravel()).sum(axis=1)
+def _contracted(
+    exact: methods.Matrices, v: Sequence[Any], places: Sequence[float]
+) -> tuple[Any, Any]:
+    """The judge's matrices times the direction, and what rounding them may change."""
+    slopes, rooms = [], []
+    for first in range(0, len(exact), len(v)):
+        terms = [
+            decimals(matrix) * along.ravel()
+            for matrix, along in zip(exact[first : first + len(v)], v, strict=True)
+        ]
+        slopes.append(sum(term.sum(axis=1) for term in terms))
+        sizes = zip(terms, places, strict=True)
+        rooms.append(sum(_sizes(term, e).sum(axis=1) for term, e in sizes))
+    return np.concatenate(slopes), np.concatenate(rooms)
 
 
-def _reach(x: np.ndarray, along: np.ndarray) -> Decimal:
+def _sizes(terms: Any, place: float) -> Any:
+    return abs(terms) * Decimal(place)
+
+
+def _reach(x: Any, along: Any) -> Decimal:
     """How far a step of 1 goes, by the coordinate that goes farthest for its size."""
-    size = np.where(along != 0, abs(x), _LEAST_COORDINATE)
-    moved = abs(along) / np.maximum(size, _LEAST_COORDINATE)
-    return np.max(moved, initial=Decimal(0))
+    steps = zip(x.ravel(), along.ravel(), strict=True)
+    return max(
+        abs(v) / max(abs(at), _LEAST_COORDINATE) if v else _ZERO for at, v in steps
+    )

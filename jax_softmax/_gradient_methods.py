@@ -163,20 +163,21 @@ def best_step(
     That they do tells a long step, on which the rest may agree, from a short one.
     """
     tried = []
-    for step in (1e-3, 1e-5, 1e-7, 1e-9, 1e-11, 1e-13):
+    for step in (1e-3, 1e-5, 1e-7, 1e-9, 1e-11, 1e-13, 1e-15):
         values, offsets = sampler([0.0, step, -step])
         sides = [(f[1:] - f[:1]) / offsets[1:, None] for f in values]
         slopes = richardson(sampler, step, eps, size)
         tried.append(
             [
-                (slope, np.nan_to_num(trust, nan=np.inf), abs(above - below))
+                (slope, trust, abs(above - below))
                 for (slope, trust), (above, below) in zip(slopes, sides, strict=True)
             ]
         )
     found = []
     for output in zip(*tried, strict=True):
         slope, trust, gap = map(np.stack, zip(*output, strict=True))
-        best = np.argmin(trust + gap, axis=0)[None]
+        unsure = np.nan_to_num((trust + gap) / abs(slope), nan=np.inf)
+        best = np.argmin(unsure, axis=0)[None]
         picked = [np.take_along_axis(x, best, axis=0)[0] for x in (slope, trust, gap)]
         found.append(tuple(picked))
     return found

@@ -1,5 +1,6 @@
 """What compare_gradients has to say beside its numbers: hints, notes and doubts."""
 
+import inspect
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -117,9 +118,10 @@ def draws_others(judged: Problem) -> list[str]:
     """A doubt, if other random numbers are drawn in float64, or at every call."""
 
     def traced(problem: Problem) -> Any:
-        # Not what jax.jit has traced before.
-        mapping = problem.mapping.__wrapped__
-        return jax.make_jaxpr(mapping)(problem.moving, problem.fixed)
+        def again(*args: Any) -> Any:  # or JAX keeps what it has traced before
+            return inspect.unwrap(problem.mapping)(*args)
+
+        return jax.make_jaxpr(again)(problem.moving, problem.fixed)
 
     def drawn(program: Any) -> list[str]:
         return re.findall(r"random_bits\[[^\]]*\]", str(program))

@@ -138,8 +138,9 @@ def errors_in_ulp(
     """|got - exact| / spacing(exact), the distance of neighbours of `exact` in `dtype`.
 
     Equal entries, infinities and NaNs included, are 0 ULP apart, and a finite and a
-    non-finite one infinitely many; but infinity is right where `exact` does not fit. XLA flushes subnormal results to 0, so below the
-    smallest normal number the spacing is that number (float16 keeps its subnormals).
+    non-finite one infinitely many; but infinity is right where `exact` does not fit.
+    XLA flushes subnormal results to 0, so below the smallest normal number the spacing
+    is that number (float16 keeps its subnormals).
 
     Args:
         got: what a method gave.

@@ -559,7 +559,9 @@ def test_raise_if_names_unknown_methods_and_rows():
 
 
 def test_a_closed_form_that_takes_no_cotangent_is_told_of_it():
-    with pytest.raises(TypeError, match=r"returns \(3,\), so a closed form is called"):
+    with pytest.raises(
+        TypeError, match=r"called with a cotangent shaped like the result, \(3,\)"
+    ):
         compare_gradients(jnp.exp, lambda z: jnp.exp(z), jnp.arange(3.0))
 
 
@@ -631,3 +633,25 @@ def test_a_long_scan_is_not_run_in_decimals():
 
     report = compare_gradients(long, None, jnp.ones(50), probes=1)
     assert any("it would take too long" in note for note in report.notes)
+
+
+@pytest.mark.usefixtures("our_errors")
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"closed_form": jnp.ones(3)}, TypeError, "wanted a function, several by"),
+        ({"closed_form": {"central": jnp.exp}}, ValueError, "the name 'central'"),
+        ({"closed_form": {1: jnp.exp}}, ValueError, "the name 1, wanted a string"),
+        ({"judge": jnp.sum}, ValueError, r"judge: got a result of shapes \[\(\)\]"),
+        ({"judge": 3}, TypeError, "judge: got int, wanted a function"),
+        ({"argnums": (0, 0)}, ValueError, "wanted each place once"),
+        ({"probes": 2.5}, ValueError, "probes: got 2.5, wanted an integer"),
+        ({"seed": -1}, ValueError, "seed: got -1, wanted an integer from 0 on"),
+        ({"step": "a"}, ValueError, "step: got 'a'"),
+        ({"floor": None}, ValueError, "floor: got None"),
+    ],
+)
+def test_options_of_another_kind_are_refused(options, error, message):
+    form = options.pop("closed_form", None)
+    with pytest.raises(error, match=message):
+        compare_gradients(jnp.exp, form, jnp.ones(3), **options)
