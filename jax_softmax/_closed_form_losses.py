@@ -19,7 +19,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
-from jax_softmax._closed_form import _mean, _softmax, _wide, softmax_jacobian
+from jax_softmax._closed_form import (
+    _from_mean,
+    _mean,
+    _softmax,
+    _wide,
+    log_softmax_vjp,
+    softmax_jacobian,
+)
 
 
 def cross_entropy_gradient(
@@ -228,7 +235,8 @@ def _label_residual(s: Array, labels: Array, smoothing: float) -> Array:
 
 
 def _probs_residual(s: Array, q: Array) -> Array:
-    return jnp.sum(q, axis=-1, keepdims=True) * _softmax(s) - q
+    """sum(q) p - q: the loss is -<q, log p>."""
+    return -log_softmax_vjp(s, q)
 
 
 def _over_label(z: Array, labels: Array) -> Array:
@@ -255,4 +263,4 @@ def _capped_hvp(
     s: Array, slope: Array, diagonal: Array, mass: Array | float, tangent: Array
 ) -> Array:
     p, u = _softmax(s), slope * tangent
-    return mass * slope * p * (u - _mean(p, u)) + diagonal * tangent
+    return mass * slope * p * _from_mean(p, u) + diagonal * tangent

@@ -18,7 +18,13 @@ device has.
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer, Num
 
-from jax_softmax._closed_form import _mean, _softmax, _wide, softmax_jacobian
+from jax_softmax._closed_form import (
+    _from_mean,
+    _mean,
+    _softmax,
+    _wide,
+    softmax_jacobian,
+)
 from jax_softmax._closed_form_losses import _label_residual
 
 Pair = tuple[Float[Array, "features classes"], Float[Array, " classes"]]
@@ -71,7 +77,7 @@ def regression_hvp(
     """
     x, share = _kept(x, where, w)
     p, moved = _softmax(_logits(w, b, x)), _logits(*tangent, x)
-    bent = share * p * (moved - _mean(p, moved))
+    bent = share * p * _from_mean(p, moved)
     return _pair((w, b), x, bent, l2 * tangent[0].astype(x.dtype))
 
 
@@ -101,7 +107,7 @@ def regression_gauss_newton_vp(
     x, share = _kept(x, where, w)
     p, moved = _softmax(_logits(w, b, x)), _logits(*tangent, x)
     root = jnp.sqrt(p)
-    half = root * (moved - _mean(p, moved))
+    half = root * _from_mean(p, moved)
     bent = share * (root * half - p * _mean(root, half))
     return _pair((w, b), x, bent, l2 * tangent[0].astype(x.dtype))
 

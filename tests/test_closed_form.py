@@ -238,6 +238,55 @@ def test_the_label_keeps_its_digits_when_the_model_is_certain(margin):
     assert errors_in_ulp(jacobian[1, 1], others / (1 + others) ** 2, "f4") <= 6
 
 
+@pytest.mark.parametrize("margin", [0.0, 12.0, 25.0, 60.0])
+def test_products_keep_their_digits_when_the_model_is_certain(margin):
+    z = np.zeros((2, 4), np.float32)
+    z[0, 0] = z[1, 2] = margin
+    z[:, 3] = -np.inf
+    p = np.exp(np.float64(z) - margin)
+    p /= p.sum(axis=1, keepdims=True)
+    t = np.array([0.3, -1.0, 2.0, 5.0])
+    # A sum over pairs of classes, from which nothing is taken away.
+    faster = (p[:, None, :] * (t[:, None] - t)).sum(axis=2)
+    rows, tangent, labels = jnp.asarray(z), jnp.full((2, 4), t, "f4"), jnp.array([1, 0])
+    nothing, x = jnp.zeros((1, 4)), jnp.zeros((1, 1))
+    ones = jnp.ones((2, 4)) / 4
+    linear = (nothing, rows[0], x, (nothing, tangent[0]))
+    for got, want in (
+        (basic.softmax_jvp(rows, tangent), p * faster),
+        (basic.softmax_vjp(rows, tangent), p * faster),
+        (basic.logsumexp_hvp(rows, tangent), p * faster),
+        (basic.log_softmax_jvp(rows, tangent), faster),
+        (losses.cross_entropy_hvp(rows, labels, tangent), p * faster),
+        (losses.cross_entropy_with_probs_hvp(rows, ones, tangent), p * faster),
+        (regression.regression_hvp(*linear)[1], (p * faster)[0]),
+        (regression.regression_gauss_newton_vp(*linear)[1], (p * faster)[0]),
+    ):
+        assert errors_in_ulp(np.asarray(got), want, np.float32).max() <= 16
+
+
+def test_a_product_is_as_exact_beside_an_entry_that_is_far_from_the_rest():
+    t = np.full(1000, 1.25, np.float32)
+    t[0] = 1e6
+    got = basic.log_softmax_jvp(jnp.zeros(1000), jnp.asarray(t))
+    np.testing.assert_allclose(got, t - t.mean(dtype=np.float64), rtol=5e-6)
+
+
+@pytest.mark.parametrize("margin", [0.0, 12.0, 25.0, 60.0])
+@pytest.mark.parametrize("rest", [0.0, 1e-9])
+def test_targets_that_are_nearly_one_hot_keep_their_digits(margin, rest):
+    q = np.array([[1.0, rest, 0.0]], np.float32)
+    p = np.exp(np.array([[0.0, -margin, -margin]]))
+    p /= p.sum()
+    # p_i q_j - p_j q_i, summed over j; at the label the two are not nearly equal.
+    want = (p[..., :, None] * q[..., None, :] - p[..., None, :] * q[..., :, None]).sum(
+        2
+    )
+    logits = jnp.array([[margin, 0.0, 0.0]], jnp.float32)
+    got = losses.cross_entropy_with_probs_gradient(logits, jnp.asarray(q))
+    assert errors_in_ulp(np.asarray(got), want, np.float32).max() <= 8
+
+
 def test_softcap_slope_keeps_its_digits_where_the_cap_bites():
     z, softcap = np.float32(40.0), 2.0
     got = losses.cross_entropy_gradient(
