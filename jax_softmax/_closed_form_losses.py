@@ -17,7 +17,7 @@ by n. A row whose label is outside [0, classes) is NaN.
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Float, Integer, Real
 
 from jax_softmax._closed_form import (
     _from_mean,
@@ -171,7 +171,7 @@ def cross_entropy_with_probs_hvp(
 def temperature_gradient(
     logits: Float[Array, "*batch classes"],
     labels: Integer[Array, "*batch"],
-    temperature: Float[ArrayLike, ""] | float,
+    temperature: Real[ArrayLike, ""] | float,
 ) -> tuple[Float[Array, "*batch classes"], Float[Array, "*batch"]]:
     """The gradients of cross-entropy(z / T, y) in the logits and in the temperature.
 
@@ -188,7 +188,7 @@ def temperature_gradient(
     >>> print(jnp.round(dz, 4), jnp.round(dt, 4))
     [[-0.3655  0.3655]] [-0.3655]
     """
-    z, kind = _wide(logits), getattr(temperature, "dtype", logits.dtype)
+    z, kind = _wide(logits), _type_of(temperature, logits.dtype)
     t = jnp.asarray(temperature, z.dtype)
     residual = _label_residual(z / t, labels, 0.0)
     slope = -jnp.sum(residual * _over_label(z, labels), axis=-1) / t**2
@@ -198,7 +198,7 @@ def temperature_gradient(
 def temperature_curvature(
     logits: Float[Array, "*batch classes"],
     labels: Integer[Array, "*batch"],
-    temperature: Float[ArrayLike, ""] | float,
+    temperature: Real[ArrayLike, ""] | float,
 ) -> Float[Array, "*batch"]:
     """The second derivative of cross-entropy(z / T, y) in the temperature T.
 
@@ -211,7 +211,7 @@ def temperature_curvature(
     >>> print(jnp.round(temperature_curvature(rows, labels, jnp.array(2.0)), 4))
     [0.4147]
     """
-    z, kind = _wide(logits), getattr(temperature, "dtype", logits.dtype)
+    z, kind = _wide(logits), _type_of(temperature, logits.dtype)
     t = jnp.asarray(temperature, z.dtype)
     p, ahead = _softmax(z / t), _over_label(z, labels)
     mean = _mean(p, ahead)
@@ -243,6 +243,13 @@ def _over_label(z: Array, labels: Array) -> Array:
     """z - z_y, which is exactly 0 at the label."""
     at_label = jnp.where(_hits(z, labels), z, 0)
     return z - jnp.sum(at_label, axis=-1, keepdims=True)
+
+
+def _type_of(temperature: ArrayLike, otherwise: jnp.dtype) -> jnp.dtype:
+    """That of a derivative in it: its own, if it has one and that is floating."""
+    kind = jnp.asarray(temperature).dtype
+    own = hasattr(temperature, "dtype") and jnp.issubdtype(kind, jnp.floating)
+    return kind if own else otherwise
 
 
 def _softcap(z: Array, cap: float | None) -> tuple[Array, Array, Array]:

@@ -376,6 +376,19 @@ def test_a_temperature_that_is_a_number():
         )
 
 
+@pytest.mark.parametrize(
+    "temperature", [2, np.int64(2), jnp.array(2), np.float64(2), jnp.array(2, "f2")]
+)
+def test_a_temperature_of_any_type(temperature):
+    rows, labels = jnp.array([[1.0, 3.0]]), jnp.array([0])
+    _, slope = closed_form.temperature_gradient(rows, labels, temperature)
+    curvature = closed_form.temperature_curvature(rows, labels, temperature)
+    kind = "f2" if getattr(temperature, "dtype", None) == "f2" else "f4"
+    assert slope.dtype == curvature.dtype == kind
+    np.testing.assert_allclose(slope, -0.3655293, rtol=1e-3)
+    np.testing.assert_allclose(curvature, 0.4147406, rtol=1e-3)
+
+
 def test_labels_narrower_than_the_number_of_classes():
     labels = jnp.array([5, 127], jnp.int8)
     gradient = losses.cross_entropy_gradient(jnp.zeros((2, 300)), labels)
