@@ -240,9 +240,12 @@ def _probs_residual(s: Array, q: Array) -> Array:
 
 
 def _over_label(z: Array, labels: Array) -> Array:
-    """z - z_y, which is exactly 0 at the label."""
-    at_label = jnp.where(_hits(z, labels), z, 0)
-    return z - jnp.sum(at_label, axis=-1, keepdims=True)
+    """z - z_y, exactly 0 at the label and at classes ruled out; NaN where is no y."""
+    hit = _hits(z, labels)
+    at_label = jnp.sum(jnp.where(hit, z, 0), axis=-1, keepdims=True)
+    # p = 0 times infinity would be NaN.
+    ahead = jnp.where(z == -jnp.inf, 0, z - at_label)
+    return jnp.where(jnp.any(hit, axis=-1, keepdims=True), ahead, jnp.nan)
 
 
 def _type_of(temperature: ArrayLike, otherwise: jnp.dtype) -> jnp.dtype:

@@ -389,6 +389,27 @@ def test_a_temperature_of_any_type(temperature):
     np.testing.assert_allclose(curvature, 0.4147406, rtol=1e-3)
 
 
+def test_temperature_of_a_label_that_is_no_class_is_nan_in_its_row_only():
+    rows, labels = jnp.array([[3.0, 2.0, 1.0]] * 3), jnp.array([7, -1, 1])
+    (dz, dt) = closed_form.temperature_gradient(rows, labels, 2.0)
+    curvature = closed_form.temperature_curvature(rows, labels, 2.0)
+    for values in (dz[:, 0], dt, curvature):
+        assert jnp.isnan(values).tolist() == [True, True, False]
+
+
+def test_temperature_beside_a_class_ruled_out_is_as_without_it():
+    rows, labels = jnp.array([[1.0, 3.0, -jnp.inf]]), jnp.array([0])
+    with_it = closed_form.temperature_gradient(rows, labels, 2.0)
+    without = closed_form.temperature_gradient(rows[:, :2], labels, 2.0)
+    agree((with_it[0][:, :2], with_it[1]), without, 1e-7)
+    assert with_it[0][0, 2] == 0
+    agree(
+        closed_form.temperature_curvature(rows, labels, 2.0),
+        closed_form.temperature_curvature(rows[:, :2], labels, 2.0),
+        1e-7,
+    )
+
+
 def test_labels_narrower_than_the_number_of_classes():
     labels = jnp.array([5, 127], jnp.int8)
     gradient = losses.cross_entropy_gradient(jnp.zeros((2, 300)), labels)
