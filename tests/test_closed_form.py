@@ -362,8 +362,57 @@ def test_pairs_have_the_types_of_the_parameters(dtype):
 
 @pytest.mark.usefixtures("our_errors")
 def test_whole_numbers_are_no_logits():
-    with pytest.raises(TypeError, match="must be floating point, got int32"):
+    with pytest.raises(TypeError, match="logits must be floating point"):
         closed_form.softmax_jacobian(jnp.zeros(2, jnp.int32))
+
+
+LOGITS, TWO = jnp.ones((2, 3)), jnp.array([0, 2])
+W, B, X, PAIR = jnp.ones((4, 3)), jnp.zeros(3), jnp.ones((2, 4)), (LOGITS[0], LOGITS)
+
+
+@pytest.mark.usefixtures("our_errors")
+@pytest.mark.parametrize(
+    ("name", "args", "options", "said"),
+    [
+        ("cross_entropy_gradient", (LOGITS, TWO[:, None]), {}, r"labels .*\(2,\)"),
+        ("cross_entropy_gradient", (LOGITS, 1), {}, r"labels .* \(2,\), got \(\)"),
+        ("cross_entropy_hessian", (LOGITS, TWO[:1]), {}, r"labels .*got \(1,\)"),
+        ("cross_entropy_hvp", (LOGITS, LOGITS[0], LOGITS), {}, "labels .* integer"),
+        ("cross_entropy_hvp", (LOGITS, TWO, LOGITS[:1]), {}, r"tangent .*\(2, 3\)"),
+        ("cross_entropy_gradient", (LOGITS, TWO), {"label_smoothing": 1.5}, r"\[0, 1"),
+        ("cross_entropy_gradient", (LOGITS, TWO), {"softcap": 0.0}, "softcap .*1e-30"),
+        ("cross_entropy_with_probs_gradient", (LOGITS, LOGITS[0]), {}, r"probs .*\(3,"),
+        ("log_softmax_vjp", (LOGITS, LOGITS[:, :1]), {}, r"cotangent .*\(2, 1\)"),
+        ("temperature_gradient", (LOGITS, TWO[:1], 2.0), {}, r"labels .*\(1,\)"),
+        ("temperature_curvature", (LOGITS, TWO, LOGITS[0]), {}, "must be one number"),
+        ("regression_gradient", (W, B, X, TWO[:, None]), {}, r"labels .*\(2, 1\)"),
+        ("regression_gradient", (W, B, X.T, TWO), {}, r"x .*\(batch, 4\), got \(4, 2"),
+        ("regression_gradient", (W, B[:1], X, TWO), {}, r"b .*\(3,\), got \(1,\)"),
+        ("regression_gradient", (W, B, X, TWO), {"where": TWO}, "where .*boolean"),
+        ("regression_gradient", (W, B, X, TWO), {"l2": B}, "l2 must be one number"),
+        ("regression_hvp", (W, B, X, PAIR), {}, r"tangent of w .*\(4, 3\), got \(3,"),
+        ("regression_hessian", (W[0], B, X), {}, r"\(features, classes\), got \(3,"),
+    ],
+)
+def test_what_would_be_broadcast_is_refused(name, args, options, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        getattr(closed_form, name)(*args, **options)
+
+
+@pytest.mark.usefixtures("our_errors")
+def test_lists_and_numbers_are_arrays():
+    for name, args in (
+        ("cross_entropy_gradient", ([0.0, 1.0, 2.0], 1)),
+        ("cross_entropy_hvp", ([[0.0, 1.0]], [1], [[1.0, 0.5]])),
+        ("cross_entropy_with_probs_gradient", ([0.0, 1.0], [0.5, 0.5])),
+        ("temperature_gradient", ([[0.0, 1.0]], [1], 2)),
+        ("softmax_jvp", ([0.0, 1.0], [1.0, 0.0])),
+        ("z_loss_hessian", ([0.0, 1.0],)),
+        ("regression_gradient", ([[0.5, 1.0]], [0.0, 1.0], [[2], [3]], [1, 0])),
+    ):
+        f = getattr(closed_form, name)
+        as_arrays = f(*(jnp.asarray(arg) for arg in args))
+        jax.tree.map(np.testing.assert_array_equal, f(*args), as_arrays)
 
 
 def test_a_temperature_that_is_a_number():
