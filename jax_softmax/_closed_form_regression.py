@@ -273,7 +273,7 @@ def _problem(
         raise ValueError(f"x must have shape (batch, {len(w)}), got {x.shape}")
     x = x.astype(checks.accumulation_dtype(w))
     if where is None:
-        return w, b, x, jnp.full((len(x), 1), 1 / len(x), x.dtype)
+        return w, b, x, jnp.full((len(x), 1), 1 / max(len(x), 1), x.dtype)
     keep = checks.row_mask("where", where, x.shape[:1])[:, None]
     kept = keep.astype(x.dtype)
     return w, b, jnp.where(keep, x, 0), kept / jnp.maximum(jnp.sum(kept), 1)

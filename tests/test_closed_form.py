@@ -415,6 +415,21 @@ def test_lists_and_numbers_are_arrays():
         jax.tree.map(np.testing.assert_array_equal, f(*args), as_arrays)
 
 
+def test_no_rows_are_as_dropped_rows():
+    none = jnp.zeros((0, 4)), jnp.zeros(0, int)
+    dropped = {"where": jnp.zeros(2, bool), "l2": 0.5}
+    agree(
+        closed_form.regression_gradient(W, B, *none, l2=0.5),
+        closed_form.regression_gradient(W, B, X, TWO, **dropped),
+    )
+    agree(
+        closed_form.regression_hvp(W, B, none[0], (W, B), l2=0.5),
+        closed_form.regression_hvp(W, B, X, (W, B), **dropped),
+    )
+    dw, db = closed_form.regression_per_example_gradients(W, B, *none)
+    assert (dw.shape, db.shape) == ((0, 4, 3), (0, 3))
+
+
 def test_a_temperature_that_is_a_number():
     rows, labels = jnp.array([[1.0, 3.0]]), jnp.array([0])
     for f in (closed_form.temperature_gradient, closed_form.temperature_curvature):
