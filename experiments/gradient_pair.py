@@ -113,6 +113,11 @@ def named(flag: str, text: str) -> Function:
         ) from None
     except AttributeError as error:
         raise BadInput(f"{flag} {text}: {error}.") from None
+    except SystemExit:
+        raise BadInput(
+            f"{flag} {text}: importing {module} ends the program: keep what it runs "
+            'under if __name__ == "__main__".'
+        ) from None
     except Exception as error:
         raise BadInput(
             f"{flag} {text}: importing {module} fails ({_reason(error)})."
@@ -194,7 +199,7 @@ def _compare(
     try:
         args, options = arguments(function, arrays)
         jax.eval_shape(partial(function, **options), *args)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         shapes = ", ".join(f"{n} {a.dtype}{list(a.shape)}" for n, a in arrays.items())
         raise BadInput(
             f"{pair.function} cannot be called with {shapes} of {pair.args} "
@@ -211,7 +216,7 @@ def _compare(
             judge=judge and partial(judge, **options),
             floor=pair.floor,
         )
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(
             f"{pair.function} and {pair.closed_form or 'its gradients'} cannot be "
             f"compared ({_reason(error)}): see --closed-form in --help."
@@ -235,7 +240,7 @@ def _save(path: Path, pair: Pair, compared: GradientReport) -> None:
     report.say(f"File: {path}")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """The first line of what an exception says, after its kind."""
     first = (str(error).strip() or "no reason given").splitlines()[0]
     return f"{type(error).__name__}: {first}".rstrip(".:")

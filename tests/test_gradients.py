@@ -40,6 +40,9 @@ def kink(x):
 def cancelling(x):
     return jnp.sum((x + 1e9) - 1e9) ** 2
 
+def leaves(*args):
+    raise SystemExit(0)
+
 number = 3
 """
 
@@ -124,6 +127,7 @@ def test_figures_are_drawn(quick_run):
 def compare(tmp_path, monkeypatch, capsys):
     """The command on a reader's module and file: exit code, output, errors."""
     (tmp_path / "users_module.py").write_text(USER_MODULE)
+    (tmp_path / "program.py").write_text("import sys; sys.exit(0)")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "users_module", None)
     monkeypatch.delitem(sys.modules, "users_module")
@@ -204,6 +208,14 @@ def test_float64_files_stay_float64_unless_told(compare, tmp_path):
         ("users_module:nothing", (), "args.npz", "no attribute 'nothing'"),
         ("users_module:number", (), "args.npz", "is a int: name something to call"),
         ("users_module", (), "args.npz", "not of the form module:name"),
+        ("program:f", (), "args.npz", "importing program ends the program"),
+        ("users_module:leaves", (), "args.npz", "cannot be called with arr_0"),
+        (
+            "users_module:squares",
+            ("--closed-form", "users_module:leaves"),
+            "args.npz",
+            "cannot be compared (SystemExit: 0)",
+        ),
         ("users_module:squares", (), "absent.npz", "There is no file"),
         ("users_module:squares", (), "damaged.npz", "cannot be read"),
         ("users_module:squares", (), "text.npz", "is not an .npz file made with nu"),
