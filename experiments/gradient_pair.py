@@ -46,22 +46,22 @@ class Pair:
     """module:name of its gradient on paper; without it, autodiff is compared alone."""
     args: Path | None = None
     """The file of np.savez with the arguments."""
-    argnums: tuple[int, ...] = (0,)
-    """The places of the arguments to differentiate."""
+    argnums: tuple[int, ...] | None = None
+    """The places of the arguments to differentiate; by default the first."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
     """The type to compare in; by default floats stay as saved (NumPy's are float64)."""
-    order: Literal[1, 2] = 1
-    """1: the gradient. 2: the Hessian times a random tangent."""
+    order: Literal[1, 2] | None = None
+    """1 or nothing: the gradient. 2: the Hessian times a random tangent."""
     judge: str | None = None
     """module:name of the same function without cancellation, to judge in float64."""
-    floor: float = 0.0
-    """Below this share of the largest entry, ULP are those at it: 1 for sums."""
+    floor: float | None = None
+    """Below this share of the largest entry, ULP are those at it: 0, or 1 for sums."""
     ulp: float | None = None
     """Make it a check: the largest error to pass."""
 
     @property
     def given(self) -> bool:
-        """Whether any of its flags is."""
+        """Whether any of its flags is, for which all of them are None by default."""
         return self != Pair()
 
 
@@ -71,7 +71,7 @@ def run(pair: Pair, out: Path | None) -> None:
         raise BadInput("--function is missing: give module:name of what to compare.")
     if pair.args is None:
         raise BadInput("--args is missing: give a file of np.savez with the arguments.")
-    if not 0 <= pair.floor <= 1:
+    if pair.floor is not None and not 0 <= pair.floor <= 1:
         raise BadInput(f"--floor must be in [0, 1], got {pair.floor:g}.")
     if pair.ulp is not None and not pair.ulp >= 0:
         raise BadInput(f"--ulp must be a number of at least 0, got {pair.ulp:g}.")
@@ -205,16 +205,16 @@ def _compare(
             f"{pair.function} cannot be called with {shapes} of {pair.args} "
             f"({_reason(error)}): save what it takes, as np.savez(FILE, x=x, w=w)."
         ) from None
-    argnums = pair.argnums[0] if len(pair.argnums) == 1 else pair.argnums
+    argnums = (0,) if pair.argnums is None else pair.argnums
     try:
         return compare_gradients(
             partial(function, **options) if options else function,
             closed_form and partial(closed_form, **options),
             *args,
-            argnums=argnums,
-            order=pair.order,
+            argnums=argnums[0] if len(argnums) == 1 else argnums,
+            order=pair.order or 1,
             judge=judge and partial(judge, **options),
-            floor=pair.floor,
+            floor=pair.floor or 0.0,
         )
     except (Exception, SystemExit) as error:
         raise BadInput(

@@ -258,6 +258,9 @@ def test_what_cannot_be_compared_is_one_sentence(
 def test_half_a_pair_is_refused(capsys):
     for flags, said in (
         (["--closed-form", "a:b"], "--function is missing"),
+        (["--argnums", "0"], "--function is missing"),
+        (["--order", "1"], "--function is missing"),
+        (["--floor", "0"], "--function is missing"),
         (["--function", "math:sin"], "--args is missing"),
     ):
         with pytest.raises(SystemExit) as stop:
