@@ -267,3 +267,13 @@ def test_half_a_pair_is_refused(capsys):
             main(gradients.run, gradients.Settings, flags, program="gradients")
         assert stop.value.code == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags", [["--quick"], ["--dataset", "nonsense"], ["--data-dir", "there"]]
+)
+def test_what_a_pair_would_ignore_is_refused(compare, flags):
+    code, out, err = compare(own("squares"), *flags)
+    assert (code, out) == (2, "")
+    assert f"{flags[0]} is not for a pair of your own" in err
+    assert len(err.splitlines()) == 1
