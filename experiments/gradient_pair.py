@@ -158,18 +158,31 @@ def read(path: Path, dtype: str | None) -> dict[str, np.ndarray]:
         ) from None
     if not arrays:
         raise BadInput(f"{path} holds no array: save the arguments with np.savez.")
-    for name, array in arrays.items():
-        if array.dtype.kind not in "biufc":
-            raise BadInput(
-                f"{path}: {name} is of type {array.dtype}, which is no number of "
-                "NumPy's: save it as float32, and use --dtype for narrower types."
-            )
-    if dtype is None:
-        return arrays
     return {
-        name: array.astype(jnp.dtype(dtype)) if array.dtype.kind == "f" else array
-        for name, array in arrays.items()
+        name: _usable(f"{path}: {name}", array, dtype) for name, array in arrays.items()
     }
+
+
+def _usable(name: str, array: np.ndarray, dtype: str | None) -> np.ndarray:
+    """An array in the type to compare in, and in the machine's byte order, as JAX asks.
+
+    Raises:
+        BadInput: it holds no numbers, or those of a type that JAX does not have.
+    """
+    kind = array.dtype
+    if kind.kind not in "biufc":
+        raise BadInput(
+            f"{name} is of type {kind}, which is no number of NumPy's: save it as "
+            "float32, and use --dtype for narrower types."
+        )
+    if dtype is not None and kind.kind == "f":
+        return array.astype(jnp.dtype(dtype))
+    widest = np.dtype(np.complex128 if kind.kind == "c" else np.float64)
+    if kind.itemsize > widest.itemsize:
+        raise BadInput(
+            f"{name} is of type {kind}, wider than any of JAX's: save it as {widest}."
+        )
+    return array.astype(kind.newbyteorder("="), copy=False)
 
 
 def arguments(

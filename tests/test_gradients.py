@@ -201,6 +201,13 @@ def test_float64_files_stay_float64_unless_told(compare, tmp_path):
     assert not math.isnan(float(saved["rows"][0]["max_ulp"]))
 
 
+def test_files_of_another_byte_order(compare, tmp_path):
+    np.savez(tmp_path / "swapped.npz", x=np.ones(3, ">f4"), w=np.array(2, ">f4"))
+    flags = ("--closed-form", own("right"), "--ulp", "2")
+    code, _, err = compare(own("squares"), *flags, file="swapped.npz")
+    assert (code, err) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("function", "flags", "file", "said"),
     [
@@ -222,6 +229,7 @@ def test_float64_files_stay_float64_unless_told(compare, tmp_path):
         ("users_module:squares", (), "empty.npz", "is not an .npz file made with nu"),
         ("users_module:squares", (), "objects.npz", "holds what is no array of num"),
         ("users_module:squares", (), "words.npz", "which is no number"),
+        ("users_module:squares", (), "longer.npz", "longer.npz: w is of type float128"),
         ("users_module:squares", (), "single.npz", "is a single array"),
         ("users_module:squares", (), "three.npz", "cannot be called with arr_0"),
         (
@@ -244,6 +252,7 @@ def test_what_cannot_be_compared_is_one_sentence(
     (tmp_path / "empty.npz").touch()
     np.savez(tmp_path / "objects.npz", np.array([None]))
     np.savez(tmp_path / "words.npz", np.array(["a"]))
+    np.savez(tmp_path / "longer.npz", x=np.ones(3), w=np.longdouble(2))
     (tmp_path / "single.npz").write_bytes(b"")
     with (tmp_path / "single.npz").open("wb") as stream:
         np.save(stream, np.zeros(3))
