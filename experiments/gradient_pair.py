@@ -46,22 +46,22 @@ class Pair:
     """module:name of its gradient on paper; without it, autodiff is compared alone."""
     args: Path | None = None
     """The file of np.savez with the arguments."""
-    argnums: tuple[int, ...] = (0,)
-    """The places of the arguments to differentiate."""
+    argnums: tuple[int, ...] | None = None
+    """The places of the arguments to differentiate; by default the first."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
     """The type to compare in; by default floats stay as saved (NumPy's are float64)."""
-    order: Literal[1, 2] = 1
-    """1: the gradient. 2: the Hessian times a random tangent."""
+    order: Literal[1, 2] | None = None
+    """1 or nothing: the gradient. 2: the Hessian times a random tangent."""
     judge: str | None = None
     """module:name of the same function without cancellation, to judge in float64."""
-    floor: float = 0.0
-    """Below this share of the largest entry, ULP are those at it: 1 for sums."""
+    floor: float | None = None
+    """Below this share of the largest entry, ULP are those at it: 0, or 1 for sums."""
     ulp: float | None = None
     """Make it a check: the largest error to pass."""
 
     @property
     def given(self) -> bool:
-        """Whether any of its flags is."""
+        """Whether any of its flags is, for which all of them are None by default."""
         return self != Pair()
 
 
@@ -71,7 +71,7 @@ def run(pair: Pair, out: Path | None) -> None:
         raise BadInput("--function is missing: give module:name of what to compare.")
     if pair.args is None:
         raise BadInput("--args is missing: give a file of np.savez with the arguments.")
-    if not 0 <= pair.floor <= 1:
+    if pair.floor is not None and not 0 <= pair.floor <= 1:
         raise BadInput(f"--floor must be in [0, 1], got {pair.floor:g}.")
     if pair.ulp is not None and not pair.ulp >= 0:
         raise BadInput(f"--ulp must be a number of at least 0, got {pair.ulp:g}.")
@@ -113,6 +113,11 @@ def named(flag: str, text: str) -> Function:
         ) from None
     except AttributeError as error:
         raise BadInput(f"{flag} {text}: {error}.") from None
+    except SystemExit:
+        raise BadInput(
+            f"{flag} {text}: importing {module} ends the program: keep what it runs "
+            'under if __name__ == "__main__".'
+        ) from None
     except Exception as error:
         raise BadInput(
             f"{flag} {text}: importing {module} fails ({_reason(error)})."
@@ -153,18 +158,31 @@ def read(path: Path, dtype: str | None) -> dict[str, np.ndarray]:
         ) from None
     if not arrays:
         raise BadInput(f"{path} holds no array: save the arguments with np.savez.")
-    for name, array in arrays.items():
-        if array.dtype.kind not in "biufc":
-            raise BadInput(
-                f"{path}: {name} is of type {array.dtype}, which is no number of "
-                "NumPy's: save it as float32, and use --dtype for narrower types."
-            )
-    if dtype is None:
-        return arrays
     return {
-        name: array.astype(jnp.dtype(dtype)) if array.dtype.kind == "f" else array
-        for name, array in arrays.items()
+        name: _usable(f"{path}: {name}", array, dtype) for name, array in arrays.items()
     }
+
+
+def _usable(name: str, array: np.ndarray, dtype: str | None) -> np.ndarray:
+    """An array in the type to compare in, and in the machine's byte order, as JAX asks.
+
+    Raises:
+        BadInput: it holds no numbers, or those of a type that JAX does not have.
+    """
+    kind = array.dtype
+    if kind.kind not in "biufc":
+        raise BadInput(
+            f"{name} is of type {kind}, which is no number of NumPy's: save it as "
+            "float32, and use --dtype for narrower types."
+        )
+    if dtype is not None and kind.kind == "f":
+        return array.astype(jnp.dtype(dtype))
+    widest = np.dtype(np.complex128 if kind.kind == "c" else np.float64)
+    if kind.itemsize > widest.itemsize:
+        raise BadInput(
+            f"{name} is of type {kind}, wider than any of JAX's: save it as {widest}."
+        )
+    return array.astype(kind.newbyteorder("="), copy=False)
 
 
 def arguments(
@@ -194,24 +212,24 @@ def _compare(
     try:
         args, options = arguments(function, arrays)
         jax.eval_shape(partial(function, **options), *args)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         shapes = ", ".join(f"{n} {a.dtype}{list(a.shape)}" for n, a in arrays.items())
         raise BadInput(
             f"{pair.function} cannot be called with {shapes} of {pair.args} "
             f"({_reason(error)}): save what it takes, as np.savez(FILE, x=x, w=w)."
         ) from None
-    argnums = pair.argnums[0] if len(pair.argnums) == 1 else pair.argnums
+    argnums = (0,) if pair.argnums is None else pair.argnums
     try:
         return compare_gradients(
             partial(function, **options) if options else function,
             closed_form and partial(closed_form, **options),
             *args,
-            argnums=argnums,
-            order=pair.order,
+            argnums=argnums[0] if len(argnums) == 1 else argnums,
+            order=pair.order or 1,
             judge=judge and partial(judge, **options),
-            floor=pair.floor,
+            floor=pair.floor or 0.0,
         )
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadInput(
             f"{pair.function} and {pair.closed_form or 'its gradients'} cannot be "
             f"compared ({_reason(error)}): see --closed-form in --help."
@@ -235,7 +253,7 @@ def _save(path: Path, pair: Pair, compared: GradientReport) -> None:
     report.say(f"File: {path}")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """The first line of what an exception says, after its kind."""
     first = (str(error).strip() or "no reason given").splitlines()[0]
     return f"{type(error).__name__}: {first}".rstrip(".:")

@@ -19,7 +19,7 @@ import optax
 import tyro
 
 from experiments import data, gradient_figures, gradient_pair, report
-from experiments.command import main, make_folder, results_folder
+from experiments.command import BadInput, flag, main, make_folder, results_folder
 from experiments.files import save_json, save_text
 from experiments.gradient_cases import on_logits, on_weights
 from experiments.gradient_curves import (
@@ -90,6 +90,8 @@ class Settings:
 def run(settings: Settings) -> None:
     """Measure, print, save; or compare the reader's own pair."""
     if settings.pair.given:
+        if settings.pair.function is not None:
+            refuse_ignored(settings)
         gradient_pair.run(settings.pair, settings.out)
         return
     quick = settings.quick
@@ -139,6 +141,20 @@ def run(settings: Settings) -> None:
     }
     save_json(out / "gradients.json", content)
     report.say("Files:", *(f"  {path}" for path in sorted(out.iterdir())), sep="\n")
+
+
+def refuse_ignored(settings: Settings) -> None:
+    """A pair of one's own brings its data.
+
+    Raises:
+        BadInput: something was given that only the tables depend on.
+    """
+    for name in ("dataset", "data_dir", "quick"):
+        if getattr(settings, name) != getattr(Settings, name):
+            raise BadInput(
+                f"{flag(name)} is not for a pair of your own: leave {flag(name)} out, "
+                "or --function and what goes with it."
+            )
 
 
 def trained_models(dataset: data.Dataset, quick: bool) -> dict[str, SoftmaxRegression]:

@@ -174,6 +174,16 @@ def fraction(name: str, value: float) -> float:
     return value
 
 
+def cap(name: str, value: float | None) -> float | None:
+    """What logits stay below, known while tracing, or None."""
+    if value is None:
+        return None
+    value = number(name, value)
+    if not 1e-30 <= value <= 1e30:  # float32 holds 1 / it
+        raise ValueError(f"{name} must be in [1e-30, 1e30], got {value}")
+    return value
+
+
 def not_negative(name: str, value: float) -> float:
     """A finite number >= 0 that is known while tracing."""
     value = number(name, value)

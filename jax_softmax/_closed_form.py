@@ -1,6 +1,7 @@
 """Derivatives of softmax, log_softmax, logsumexp and the z-loss, as on paper.
 
-They share no code with the functions they describe, so that agreement means something.
+They share no code with the functions they describe but the checks of arguments, so that
+agreement means something.
 All of them follow, by the chain rule, from two facts about a row of logits z:
 
     d lse / d z_i = p_i                     with p = softmax(z)
@@ -9,16 +10,19 @@ All of them follow, by the chain rule, from two facts about a row of logits z:
 What the labels add is in `_closed_form_losses`, what the weights of a linear model add
 in `_closed_form_regression`. Classes are the last axis, a row holds at least one finite
 logit, types narrower than float32 are widened inside, and every result has the type of
-the logits, which is floating point.
+the logits, which is floating point. Nothing is broadcast: an argument of another shape
+is a ValueError, one of another type a TypeError.
 """
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from jax_softmax import _checks as checks
+
 
 def softmax_jacobian(
-    logits: Float[Array, "*batch classes"],
+    logits: Float[ArrayLike, "*batch classes"],
 ) -> Float[Array, "*batch classes classes"]:
     """The matrix diag(p) - p p^T, one for each row of logits.
 
@@ -31,7 +35,8 @@ def softmax_jacobian(
     [[ 0.25 -0.25]
      [-0.25  0.25]]
     """
-    p = _softmax(_wide(logits))
+    logits = checks.scores("logits", logits)
+    p = _softmax(checks.wide(logits))
     diagonal = jnp.eye(p.shape[-1], dtype=bool)
     moved = jnp.where(diagonal, 0, p[..., :, None] * p[..., None, :])
     kept = jnp.sum(moved, axis=-1, keepdims=True)
@@ -39,22 +44,27 @@ def softmax_jacobian(
 
 
 def softmax_jvp(
-    logits: Float[Array, "*batch classes"], tangent: Float[Array, "*batch classes"]
+    logits: Float[ArrayLike, "*batch classes"],
+    tangent: Float[ArrayLike, "*batch classes"],
 ) -> Float[Array, "*batch classes"]:
     """The softmax Jacobian times a tangent, without the matrix: p * (t - <p, t>).
 
     (diag(p) - p p^T) t = p * t - p <p, t>: each class gains by how much its own logit
-    moves faster than the average under p. Source: Bishop, PRML (2006), eq. 4.106.
+    moves faster than the average under p. Where p_i > 1/2, t is counted from t_i, which
+    changes nothing on paper: there t_i - <p, t> would cancel when p is certain.
+    Source: Bishop, PRML (2006), eq. 4.106.
 
     >>> print(softmax_jvp(jnp.zeros(2), jnp.array([1.0, 0.0])))
     [ 0.25 -0.25]
     """
-    p, t = _softmax(_wide(logits)), _wide(tangent)
-    return (p * (t - _mean(p, t))).astype(logits.dtype)
+    logits = checks.scores("logits", logits)
+    p, t = _softmax(checks.wide(logits)), _alike(logits, "tangent", tangent)
+    return (p * _from_mean(p, t)).astype(logits.dtype)
 
 
 def softmax_vjp(
-    logits: Float[Array, "*batch classes"], cotangent: Float[Array, "*batch classes"]
+    logits: Float[ArrayLike, "*batch classes"],
+    cotangent: Float[ArrayLike, "*batch classes"],
 ) -> Float[Array, "*batch classes"]:
     """A cotangent times the softmax Jacobian: p * (c - <p, c>).
 
@@ -68,7 +78,8 @@ def softmax_vjp(
 
 
 def log_softmax_jvp(
-    logits: Float[Array, "*batch classes"], tangent: Float[Array, "*batch classes"]
+    logits: Float[ArrayLike, "*batch classes"],
+    tangent: Float[ArrayLike, "*batch classes"],
 ) -> Float[Array, "*batch classes"]:
     """The Jacobian of log_softmax times a tangent: t - <p, t>.
 
@@ -78,12 +89,14 @@ def log_softmax_jvp(
     >>> print(log_softmax_jvp(jnp.zeros(2), jnp.array([1.0, 0.0])))
     [ 0.5 -0.5]
     """
-    p, t = _softmax(_wide(logits)), _wide(tangent)
-    return (t - _mean(p, t)).astype(logits.dtype)
+    logits = checks.scores("logits", logits)
+    p, t = _softmax(checks.wide(logits)), _alike(logits, "tangent", tangent)
+    return _from_mean(p, t).astype(logits.dtype)
 
 
 def log_softmax_vjp(
-    logits: Float[Array, "*batch classes"], cotangent: Float[Array, "*batch classes"]
+    logits: Float[ArrayLike, "*batch classes"],
+    cotangent: Float[ArrayLike, "*batch classes"],
 ) -> Float[Array, "*batch classes"]:
     """A cotangent times the Jacobian of log_softmax: c - p * sum(c).
 
@@ -96,13 +109,14 @@ def log_softmax_vjp(
     >>> print(log_softmax_vjp(jnp.zeros(2), jnp.array([1.0, 0.0])))
     [ 0.5 -0.5]
     """
-    p, c = _softmax(_wide(logits)), _wide(cotangent)
-    other_c = jnp.sum(c, axis=-1, keepdims=True) - c
-    return (c * _others(p) - p * other_c).astype(logits.dtype)
+    logits = checks.scores("logits", logits)
+    p, c = _softmax(checks.wide(logits)), _alike(logits, "cotangent", cotangent)
+    other_c = _others(c, jnp.sum(c, axis=-1, keepdims=True))
+    return (c * _others(p, 1.0) - p * other_c).astype(logits.dtype)
 
 
 def logsumexp_gradient(
-    logits: Float[Array, "*batch classes"],
+    logits: Float[ArrayLike, "*batch classes"],
 ) -> Float[Array, "*batch classes"]:
     """The gradient of log(sum_k e^{z_k}): e^{z_i} / sum_k e^{z_k} = softmax(z)_i.
 
@@ -112,11 +126,12 @@ def logsumexp_gradient(
     >>> print(logsumexp_gradient(jnp.zeros(2)))
     [0.5 0.5]
     """
-    return _softmax(_wide(logits)).astype(logits.dtype)
+    logits = checks.scores("logits", logits)
+    return _softmax(checks.wide(logits)).astype(logits.dtype)
 
 
 def logsumexp_hessian(
-    logits: Float[Array, "*batch classes"],
+    logits: Float[ArrayLike, "*batch classes"],
 ) -> Float[Array, "*batch classes classes"]:
     """The Hessian of logsumexp: the Jacobian of its gradient, diag(p) - p p^T.
 
@@ -131,7 +146,8 @@ def logsumexp_hessian(
 
 
 def logsumexp_hvp(
-    logits: Float[Array, "*batch classes"], tangent: Float[Array, "*batch classes"]
+    logits: Float[ArrayLike, "*batch classes"],
+    tangent: Float[ArrayLike, "*batch classes"],
 ) -> Float[Array, "*batch classes"]:
     """The Hessian of logsumexp times a tangent, without the matrix: p * (t - <p, t>).
 
@@ -144,7 +160,7 @@ def logsumexp_hvp(
 
 
 def z_loss_gradient(
-    logits: Float[Array, "*batch classes"],
+    logits: Float[ArrayLike, "*batch classes"],
 ) -> Float[Array, "*batch classes"]:
     """The gradient of lse(z)^2, the term that keeps logits from drifting: 2 lse p.
 
@@ -154,12 +170,13 @@ def z_loss_gradient(
     >>> print(jnp.round(z_loss_gradient(jnp.zeros(2)), 4))
     [0.6931 0.6931]
     """
-    z = _wide(logits)
+    logits = checks.scores("logits", logits)
+    z = checks.wide(logits)
     return (2 * _lse(z) * _softmax(z)).astype(logits.dtype)
 
 
 def z_loss_hessian(
-    logits: Float[Array, "*batch classes"],
+    logits: Float[ArrayLike, "*batch classes"],
 ) -> Float[Array, "*batch classes classes"]:
     """The Hessian of lse(z)^2: 2 p p^T + 2 lse (diag(p) - p p^T).
 
@@ -170,7 +187,8 @@ def z_loss_hessian(
     [[0.5 0.5]
      [0.5 0.5]]
     """
-    z = _wide(logits)
+    logits = checks.scores("logits", logits)
+    z = checks.wide(logits)
     p = _softmax(z)
     outer = p[..., :, None] * p[..., None, :]
     hessian = 2 * outer + 2 * _lse(z)[..., None] * softmax_jacobian(z)
@@ -178,7 +196,8 @@ def z_loss_hessian(
 
 
 def z_loss_hvp(
-    logits: Float[Array, "*batch classes"], tangent: Float[Array, "*batch classes"]
+    logits: Float[ArrayLike, "*batch classes"],
+    tangent: Float[ArrayLike, "*batch classes"],
 ) -> Float[Array, "*batch classes"]:
     """The Hessian of lse(z)^2 times a tangent: 2 p <p, t> + 2 lse p * (t - <p, t>).
 
@@ -187,20 +206,22 @@ def z_loss_hvp(
     >>> print(z_loss_hvp(jnp.log(jnp.array([0.5, 0.5])), jnp.array([1.0, 0.0])))
     [0.5 0.5]
     """
-    z, t = _wide(logits), _wide(tangent)
+    logits = checks.scores("logits", logits)
+    z, t = checks.wide(logits), _alike(logits, "tangent", tangent)
     p = _softmax(z)
-    mean = _mean(p, t)
-    return (2 * p * (mean + _lse(z) * (t - mean))).astype(logits.dtype)
+    product = 2 * p * (_mean(p, t) + _lse(z) * _from_mean(p, t))
+    return product.astype(logits.dtype)
 
 
-def _wide(x: Float[ArrayLike, "*shape"]) -> Float[Array, "*shape"]:
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(
-            f"logits, probs and tangents must be floating point, got {x.dtype}: "
-            "convert with .astype(jnp.float32)"
-        )
-    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+def _alike(
+    logits: Float[Array, "*batch classes"],
+    name: str,
+    value: Float[ArrayLike, "*batch classes"],
+) -> Float[Array, "*batch classes"]:
+    """A number for each logit, in the type that sums run in."""
+    array = checks.floating(name, value)
+    checks.same_shape(name, array, logits.shape)
+    return checks.wide(array)
 
 
 def _softmax(z: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
@@ -219,8 +240,23 @@ def _mean(
     return jnp.sum(p * v, axis=-1, keepdims=True)
 
 
-def _others(p: Float[Array, "*batch classes"]) -> Float[Array, "*batch classes"]:
-    """1 - p_j; at the likeliest class, where that cancels, the sum of the rest."""
-    likeliest = jnp.arange(p.shape[-1]) == jnp.argmax(p, axis=-1)[..., None]
-    rest = jnp.sum(jnp.where(likeliest, 0, p), axis=-1, keepdims=True)
-    return jnp.where(likeliest, rest, 1 - p)
+def _from_mean(
+    p: Float[Array, "*batch classes"], v: Float[Array, "*batch classes"]
+) -> Float[Array, "*batch classes"]:
+    """v - <p, v>, with v counted from its value at a class of more than a half.
+
+    On paper that changes nothing; but where p is nearly 1, v and <p, v> are nearly the
+    same number. (Counted from a class of small p, the others could lose digits.)
+    """
+    ahead = v - jnp.sum(jnp.where(p > 0.5, v, 0), axis=-1, keepdims=True)
+    return ahead - _mean(p, ahead)
+
+
+def _others(
+    v: Float[Array, "*batch classes"], total: Float[Array, "*batch 1"] | float
+) -> Float[Array, "*batch classes"]:
+    """total - v_j; at the largest entry, where that cancels, the sum of the rest."""
+    most = jnp.argmax(jnp.abs(v), axis=-1, keepdims=True)
+    largest = jnp.arange(v.shape[-1]) == most
+    rest = jnp.sum(jnp.where(largest, 0, v), axis=-1, keepdims=True)
+    return jnp.where(largest, rest, total - v)

@@ -17,14 +17,22 @@ by n. A row whose label is outside [0, classes) is NaN.
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Float, Integer, Real
 
-from jax_softmax._closed_form import _mean, _softmax, _wide, softmax_jacobian
+from jax_softmax import _checks as checks
+from jax_softmax._closed_form import (
+    _alike,
+    _from_mean,
+    _mean,
+    _softmax,
+    log_softmax_vjp,
+    softmax_jacobian,
+)
 
 
 def cross_entropy_gradient(
-    logits: Float[Array, "*batch classes"],
-    labels: Integer[Array, "*batch"],
+    logits: Float[ArrayLike, "*batch classes"],
+    labels: Integer[ArrayLike, "*batch"],
     *,
     label_smoothing: float = 0.0,
     softcap: float | None = None,
@@ -46,13 +54,14 @@ def cross_entropy_gradient(
     >>> print(cross_entropy_gradient(jnp.zeros((1, 4)), jnp.array([2])))
     [[ 0.25  0.25 -0.75  0.25]]
     """
-    s, slope, _ = _softcap(_wide(logits), softcap)
+    logits = checks.scores("logits", logits)
+    s, slope, _ = _softcap(logits, softcap)
     return (slope * _label_residual(s, labels, label_smoothing)).astype(logits.dtype)
 
 
 def cross_entropy_hessian(
-    logits: Float[Array, "*batch classes"],
-    labels: Integer[Array, "*batch"],
+    logits: Float[ArrayLike, "*batch classes"],
+    labels: Integer[ArrayLike, "*batch"],
     *,
     label_smoothing: float = 0.0,
     softcap: float | None = None,
@@ -68,15 +77,16 @@ def cross_entropy_hessian(
     [[[ 0.25 -0.25]
       [-0.25  0.25]]]
     """
-    s, slope, bend = _softcap(_wide(logits), softcap)
+    logits = checks.scores("logits", logits)
+    s, slope, bend = _softcap(logits, softcap)
     residual = _label_residual(s, labels, label_smoothing)
     return _capped_hessian(s, slope, bend * residual, 1.0).astype(logits.dtype)
 
 
 def cross_entropy_hvp(
-    logits: Float[Array, "*batch classes"],
-    labels: Integer[Array, "*batch"],
-    tangent: Float[Array, "*batch classes"],
+    logits: Float[ArrayLike, "*batch classes"],
+    labels: Integer[ArrayLike, "*batch"],
+    tangent: Float[ArrayLike, "*batch classes"],
     *,
     label_smoothing: float = 0.0,
     softcap: float | None = None,
@@ -90,15 +100,16 @@ def cross_entropy_hvp(
     >>> print(cross_entropy_hvp(jnp.zeros((1, 2)), jnp.array([0]), tangent))
     [[ 0.25 -0.25]]
     """
-    s, slope, bend = _softcap(_wide(logits), softcap)
-    residual = _label_residual(s, labels, label_smoothing)
-    product = _capped_hvp(s, slope, bend * residual, 1.0, _wide(tangent))
-    return product.astype(logits.dtype)
+    logits = checks.scores("logits", logits)
+    s, slope, bend = _softcap(logits, softcap)
+    t = _alike(logits, "tangent", tangent)
+    diagonal = bend * _label_residual(s, labels, label_smoothing)
+    return _capped_hvp(s, slope, diagonal, 1.0, t).astype(logits.dtype)
 
 
 def cross_entropy_with_probs_gradient(
-    logits: Float[Array, "*batch classes"],
-    probs: Float[Array, "*batch classes"],
+    logits: Float[ArrayLike, "*batch classes"],
+    probs: Float[ArrayLike, "*batch classes"],
     *,
     softcap: float | None = None,
 ) -> Float[Array, "*batch classes"]:
@@ -112,13 +123,15 @@ def cross_entropy_with_probs_gradient(
     >>> print(cross_entropy_with_probs_gradient(jnp.zeros((1, 2)), probs))
     [[ 0.25 -0.25]]
     """
-    s, slope, _ = _softcap(_wide(logits), softcap)
-    return (slope * _probs_residual(s, _wide(probs))).astype(logits.dtype)
+    logits = checks.scores("logits", logits)
+    q = _alike(logits, "probs", probs)
+    s, slope, _ = _softcap(logits, softcap)
+    return (slope * _probs_residual(s, q)).astype(logits.dtype)
 
 
 def cross_entropy_with_probs_hessian(
-    logits: Float[Array, "*batch classes"],
-    probs: Float[Array, "*batch classes"],
+    logits: Float[ArrayLike, "*batch classes"],
+    probs: Float[ArrayLike, "*batch classes"],
     *,
     softcap: float | None = None,
 ) -> Float[Array, "*batch classes classes"]:
@@ -132,17 +145,18 @@ def cross_entropy_with_probs_hessian(
     [[[ 0.25 -0.25]
       [-0.25  0.25]]]
     """
-    s, slope, bend = _softcap(_wide(logits), softcap)
-    q = _wide(probs)
+    logits = checks.scores("logits", logits)
+    s, slope, bend = _softcap(logits, softcap)
+    q = _alike(logits, "probs", probs)
     diagonal = bend * _probs_residual(s, q)
     mass = jnp.sum(q, axis=-1, keepdims=True)
     return _capped_hessian(s, slope, diagonal, mass[..., None]).astype(logits.dtype)
 
 
 def cross_entropy_with_probs_hvp(
-    logits: Float[Array, "*batch classes"],
-    probs: Float[Array, "*batch classes"],
-    tangent: Float[Array, "*batch classes"],
+    logits: Float[ArrayLike, "*batch classes"],
+    probs: Float[ArrayLike, "*batch classes"],
+    tangent: Float[ArrayLike, "*batch classes"],
     *,
     softcap: float | None = None,
 ) -> Float[Array, "*batch classes"]:
@@ -154,17 +168,18 @@ def cross_entropy_with_probs_hvp(
     >>> print(cross_entropy_with_probs_hvp(jnp.zeros((1, 2)), probs, tangent))
     [[ 0.25 -0.25]]
     """
-    s, slope, bend = _softcap(_wide(logits), softcap)
-    q = _wide(probs)
+    logits = checks.scores("logits", logits)
+    s, slope, bend = _softcap(logits, softcap)
+    q, t = _alike(logits, "probs", probs), _alike(logits, "tangent", tangent)
     diagonal = bend * _probs_residual(s, q)
     mass = jnp.sum(q, axis=-1, keepdims=True)
-    return _capped_hvp(s, slope, diagonal, mass, _wide(tangent)).astype(logits.dtype)
+    return _capped_hvp(s, slope, diagonal, mass, t).astype(logits.dtype)
 
 
 def temperature_gradient(
-    logits: Float[Array, "*batch classes"],
-    labels: Integer[Array, "*batch"],
-    temperature: Float[ArrayLike, ""] | float,
+    logits: Float[ArrayLike, "*batch classes"],
+    labels: Integer[ArrayLike, "*batch"],
+    temperature: Real[ArrayLike, ""] | float,
 ) -> tuple[Float[Array, "*batch classes"], Float[Array, "*batch"]]:
     """The gradients of cross-entropy(z / T, y) in the logits and in the temperature.
 
@@ -181,17 +196,17 @@ def temperature_gradient(
     >>> print(jnp.round(dz, 4), jnp.round(dt, 4))
     [[-0.3655  0.3655]] [-0.3655]
     """
-    z, kind = _wide(logits), getattr(temperature, "dtype", logits.dtype)
-    t = jnp.asarray(temperature, z.dtype)
+    logits = checks.scores("logits", logits)
+    z, (t, kind) = checks.wide(logits), _temperature(temperature, logits)
     residual = _label_residual(z / t, labels, 0.0)
     slope = -jnp.sum(residual * _over_label(z, labels), axis=-1) / t**2
     return (residual / t).astype(logits.dtype), slope.astype(kind)
 
 
 def temperature_curvature(
-    logits: Float[Array, "*batch classes"],
-    labels: Integer[Array, "*batch"],
-    temperature: Float[ArrayLike, ""] | float,
+    logits: Float[ArrayLike, "*batch classes"],
+    labels: Integer[ArrayLike, "*batch"],
+    temperature: Real[ArrayLike, ""] | float,
 ) -> Float[Array, "*batch"]:
     """The second derivative of cross-entropy(z / T, y) in the temperature T.
 
@@ -204,22 +219,22 @@ def temperature_curvature(
     >>> print(jnp.round(temperature_curvature(rows, labels, jnp.array(2.0)), 4))
     [0.4147]
     """
-    z, kind = _wide(logits), getattr(temperature, "dtype", logits.dtype)
-    t = jnp.asarray(temperature, z.dtype)
+    logits = checks.scores("logits", logits)
+    z, (t, kind) = checks.wide(logits), _temperature(temperature, logits)
     p, ahead = _softmax(z / t), _over_label(z, labels)
     mean = _mean(p, ahead)
     variance = jnp.sum(p * (ahead - mean) ** 2, axis=-1)
     return (2 * mean[..., 0] / t**3 + variance / t**4).astype(kind)
 
 
-def _hits(z: Array, labels: Array) -> Array:
-    # A narrow type may not count to the number of classes.
-    ids = labels.astype(jnp.int32) if labels.dtype.itemsize < 4 else labels
+def _hits(z: Array, labels: ArrayLike) -> Array:
+    ids = checks.class_ids("labels", labels, z.shape[:-1])
     return ids[..., None] == jnp.arange(z.shape[-1], dtype=ids.dtype)
 
 
-def _label_residual(s: Array, labels: Array, smoothing: float) -> Array:
+def _label_residual(s: Array, labels: ArrayLike, smoothing: float) -> Array:
     """p - q, with p_y - 1 as minus the sum of the others; NaN where there is no y."""
+    smoothing = checks.fraction("label_smoothing", smoothing)
     p, hit = _softmax(s), _hits(s, labels)
     others = jnp.sum(jnp.where(hit, 0, p), axis=-1, keepdims=True)
     spread = smoothing / s.shape[-1]
@@ -228,17 +243,33 @@ def _label_residual(s: Array, labels: Array, smoothing: float) -> Array:
 
 
 def _probs_residual(s: Array, q: Array) -> Array:
-    return jnp.sum(q, axis=-1, keepdims=True) * _softmax(s) - q
+    """sum(q) p - q: the loss is -<q, log p>."""
+    return -log_softmax_vjp(s, q)
 
 
-def _over_label(z: Array, labels: Array) -> Array:
-    """z - z_y, which is exactly 0 at the label."""
-    at_label = jnp.where(_hits(z, labels), z, 0)
-    return z - jnp.sum(at_label, axis=-1, keepdims=True)
+def _over_label(z: Array, labels: ArrayLike) -> Array:
+    """z - z_y, exactly 0 at the label and at classes ruled out; NaN where is no y."""
+    hit = _hits(z, labels)
+    at_label = jnp.sum(jnp.where(hit, z, 0), axis=-1, keepdims=True)
+    # p = 0 times infinity would be NaN.
+    ahead = jnp.where(z == -jnp.inf, 0, z - at_label)
+    return jnp.where(jnp.any(hit, axis=-1, keepdims=True), ahead, jnp.nan)
 
 
-def _softcap(z: Array, cap: float | None) -> tuple[Array, Array, Array]:
+def _temperature(temperature: ArrayLike, logits: Array) -> tuple[Array, jnp.dtype]:
+    """T in the type of sums, and the type of a derivative in it.
+
+    That is T's own, if it has one and that is floating, or else the logits'.
+    """
+    t = checks.scalar("temperature", temperature)
+    own = hasattr(temperature, "dtype") and jnp.issubdtype(t.dtype, jnp.floating)
+    kind = t.dtype if own else logits.dtype
+    return t.astype(checks.accumulation_dtype(logits)), kind
+
+
+def _softcap(logits: Array, softcap: float | None) -> tuple[Array, Array, Array]:
     """s = c tanh(z / c), s' = 1 / cosh(z / c)^2 and s'' = -2 s s' / c^2."""
+    z, cap = checks.wide(logits), checks.cap("softcap", softcap)
     if cap is None:
         return z, jnp.ones_like(z), jnp.zeros_like(z)
     # 1 - tanh^2 would cancel where the cap bites.
@@ -255,4 +286,4 @@ def _capped_hvp(
     s: Array, slope: Array, diagonal: Array, mass: Array | float, tangent: Array
 ) -> Array:
     p, u = _softmax(s), slope * tangent
-    return mass * slope * p * (u - _mean(p, u)) + diagonal * tangent
+    return mass * slope * p * _from_mean(p, u) + diagonal * tangent

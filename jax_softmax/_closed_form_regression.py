@@ -16,22 +16,29 @@ device has.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Integer, Num
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Integer, Num, Real
 
-from jax_softmax._closed_form import _mean, _softmax, _wide, softmax_jacobian
+from jax_softmax import _checks as checks
+from jax_softmax._closed_form import (
+    _from_mean,
+    _mean,
+    _softmax,
+    softmax_jacobian,
+)
 from jax_softmax._closed_form_losses import _label_residual
 
 Pair = tuple[Float[Array, "features classes"], Float[Array, " classes"]]
 
 
 def regression_gradient(
-    w: Float[Array, "features classes"],
-    b: Float[Array, " classes"],
-    x: Num[Array, "batch features"],
-    labels: Integer[Array, " batch"],
+    w: Float[ArrayLike, "features classes"],
+    b: Float[ArrayLike, " classes"],
+    x: Num[ArrayLike, "batch features"],
+    labels: Integer[ArrayLike, " batch"],
     *,
-    l2: float | Float[Array, ""] = 0.0,
-    where: Bool[Array, " batch"] | None = None,
+    l2: float | Real[ArrayLike, ""] = 0.0,
+    where: Bool[ArrayLike, " batch"] | None = None,
 ) -> Pair:
     """The gradient of the objective in w and b: (x^T r + l2 w, sum_i r_i).
 
@@ -43,20 +50,19 @@ def regression_gradient(
     [[-0.5  0.5]
      [-1.   1. ]] [-0.5  0.5]
     """
-    x, share = _kept(x, where, w)
-    residual = share * _label_residual(_logits(w, b, x), labels, 0.0)
-    residual = residual if where is None else jnp.where(where[:, None], residual, 0)
-    return _pair((w, b), x, residual, l2 * w.astype(x.dtype))
+    w, b, x, share = _problem(w, b, x, where)
+    residual = share * _residual(w, b, x, labels, share)
+    return _pair((w, b), x, residual, _l2(l2, x) * w.astype(x.dtype))
 
 
 def regression_hvp(
-    w: Float[Array, "features classes"],
-    b: Float[Array, " classes"],
-    x: Num[Array, "batch features"],
+    w: Float[ArrayLike, "features classes"],
+    b: Float[ArrayLike, " classes"],
+    x: Num[ArrayLike, "batch features"],
     tangent: Pair,
     *,
-    l2: float | Float[Array, ""] = 0.0,
-    where: Bool[Array, " batch"] | None = None,
+    l2: float | Real[ArrayLike, ""] = 0.0,
+    where: Bool[ArrayLike, " batch"] | None = None,
 ) -> Pair:
     """The Hessian of the objective times (tw, tb), without the Hessian.
 
@@ -69,20 +75,21 @@ def regression_hvp(
     [[ 0.25 -0.25]
      [ 0.5  -0.5 ]] [ 0.25 -0.25]
     """
-    x, share = _kept(x, where, w)
-    p, moved = _softmax(_logits(w, b, x)), _logits(*tangent, x)
-    bent = share * p * (moved - _mean(p, moved))
-    return _pair((w, b), x, bent, l2 * tangent[0].astype(x.dtype))
+    w, b, x, share = _problem(w, b, x, where)
+    tw, tb = _tangent(w, b, tangent)
+    p, moved = _softmax(_logits(w, b, x)), _logits(tw, tb, x)
+    bent = share * p * _from_mean(p, moved)
+    return _pair((w, b), x, bent, _l2(l2, x) * tw.astype(x.dtype))
 
 
 def regression_gauss_newton_vp(
-    w: Float[Array, "features classes"],
-    b: Float[Array, " classes"],
-    x: Num[Array, "batch features"],
+    w: Float[ArrayLike, "features classes"],
+    b: Float[ArrayLike, " classes"],
+    x: Num[ArrayLike, "batch features"],
     tangent: Pair,
     *,
-    l2: float | Float[Array, ""] = 0.0,
-    where: Bool[Array, " batch"] | None = None,
+    l2: float | Real[ArrayLike, ""] = 0.0,
+    where: Bool[ArrayLike, " batch"] | None = None,
 ) -> Pair:
     """The Gauss-Newton matrix J^T H_z J + l2 I (on w) times (tw, tb).
 
@@ -98,21 +105,22 @@ def regression_gauss_newton_vp(
     >>> print(jnp.round(product[1], 3))
     [ 0.25 -0.25]
     """
-    x, share = _kept(x, where, w)
-    p, moved = _softmax(_logits(w, b, x)), _logits(*tangent, x)
+    w, b, x, share = _problem(w, b, x, where)
+    tw, tb = _tangent(w, b, tangent)
+    p, moved = _softmax(_logits(w, b, x)), _logits(tw, tb, x)
     root = jnp.sqrt(p)
-    half = root * (moved - _mean(p, moved))
+    half = root * _from_mean(p, moved)
     bent = share * (root * half - p * _mean(root, half))
-    return _pair((w, b), x, bent, l2 * tangent[0].astype(x.dtype))
+    return _pair((w, b), x, bent, _l2(l2, x) * tw.astype(x.dtype))
 
 
 def regression_fisher_vp(
-    w: Float[Array, "features classes"],
-    b: Float[Array, " classes"],
-    x: Num[Array, "batch features"],
+    w: Float[ArrayLike, "features classes"],
+    b: Float[ArrayLike, " classes"],
+    x: Num[ArrayLike, "batch features"],
     tangent: Pair,
     *,
-    where: Bool[Array, " batch"] | None = None,
+    where: Bool[ArrayLike, " batch"] | None = None,
 ) -> Pair:
     """The Fisher matrix (1 / n) sum_i E_y[g_iy g_iy^T] times (tw, tb).
 
@@ -129,13 +137,13 @@ def regression_fisher_vp(
 
 
 def regression_empirical_fisher_vp(
-    w: Float[Array, "features classes"],
-    b: Float[Array, " classes"],
-    x: Num[Array, "batch features"],
-    labels: Integer[Array, " batch"],
+    w: Float[ArrayLike, "features classes"],
+    b: Float[ArrayLike, " classes"],
+    x: Num[ArrayLike, "batch features"],
+    labels: Integer[ArrayLike, " batch"],
     tangent: Pair,
     *,
-    where: Bool[Array, " batch"] | None = None,
+    where: Bool[ArrayLike, " batch"] | None = None,
 ) -> Pair:
     """The matrix (1 / n) sum_i g_i g_i^T times (tw, tb), g_i the gradient of nll_i.
 
@@ -148,18 +156,17 @@ def regression_empirical_fisher_vp(
     ...     jnp.zeros((2, 2)), jnp.zeros(2), x, jnp.array([0]), tangent)[1])
     [ 0.25 -0.25]
     """
-    x, share = _kept(x, where, w)
-    residual = _label_residual(_logits(w, b, x), labels, 0.0)
-    residual = residual if where is None else jnp.where(where[:, None], residual, 0)
-    weighted = share * residual * _mean(residual, _logits(*tangent, x))
+    w, b, x, share = _problem(w, b, x, where)
+    residual = _residual(w, b, x, labels, share)
+    weighted = share * residual * _mean(residual, _logits(*_tangent(w, b, tangent), x))
     return _pair((w, b), x, weighted, 0.0)
 
 
 def regression_per_example_gradients(
-    w: Float[Array, "features classes"],
-    b: Float[Array, " classes"],
-    x: Num[Array, "batch features"],
-    labels: Integer[Array, " batch"],
+    w: Float[ArrayLike, "features classes"],
+    b: Float[ArrayLike, " classes"],
+    x: Num[ArrayLike, "batch features"],
+    labels: Integer[ArrayLike, " batch"],
 ) -> tuple[Float[Array, "batch features classes"], Float[Array, "batch classes"]]:
     """The gradient of each nll_i in w and b: (x_i r_i^T, r_i), r_i = p_i - onehot(y_i).
 
@@ -172,17 +179,17 @@ def regression_per_example_gradients(
     >>> print(dw.shape, db)
     (1, 2, 2) [[-0.5  0.5]]
     """
-    x, _ = _kept(x, None, w)
-    residual = _label_residual(_logits(w, b, x), labels, 0.0)
+    w, b, x, share = _problem(w, b, x, None)
+    residual = _residual(w, b, x, labels, share)
     dw = x[:, :, None] * residual[:, None, :]
     return dw.astype(w.dtype), residual.astype(b.dtype)
 
 
 def regression_per_example_gradient_norms(
-    w: Float[Array, "features classes"],
-    b: Float[Array, " classes"],
-    x: Num[Array, "batch features"],
-    labels: Integer[Array, " batch"],
+    w: Float[ArrayLike, "features classes"],
+    b: Float[ArrayLike, " classes"],
+    x: Num[ArrayLike, "batch features"],
+    labels: Integer[ArrayLike, " batch"],
 ) -> Float[Array, " batch"]:
     """The length of each example's gradient in (w, b) together, without forming it.
 
@@ -195,19 +202,19 @@ def regression_per_example_gradient_norms(
     >>> print(jnp.round(norms, 4))
     [1.2247]
     """
-    x, _ = _kept(x, None, w)
-    residual = _label_residual(_logits(w, b, x), labels, 0.0)
+    w, b, x, share = _problem(w, b, x, None)
+    residual = _residual(w, b, x, labels, share)
     inputs = jnp.sum(x**2, axis=-1) + 1
     return jnp.sqrt(inputs) * jnp.linalg.norm(residual, axis=-1)
 
 
 def regression_hessian(
-    w: Float[Array, "features classes"],
-    b: Float[Array, " classes"],
-    x: Num[Array, "batch features"],
+    w: Float[ArrayLike, "features classes"],
+    b: Float[ArrayLike, " classes"],
+    x: Num[ArrayLike, "batch features"],
     *,
-    l2: float | Float[Array, ""] = 0.0,
-    where: Bool[Array, " batch"] | None = None,
+    l2: float | Real[ArrayLike, ""] = 0.0,
+    where: Bool[ArrayLike, " batch"] | None = None,
 ) -> Float[Array, "parameters parameters"]:
     """The exact Hessian, for small problems: the mean of (x_i x_i^T) kron H_i.
 
@@ -223,15 +230,15 @@ def regression_hessian(
      [ 0.5  -0.5   0.25 -0.25]
      [-0.5   0.5  -0.25  0.25]]
     """
+    w, b, x, share = _problem(w, b, x, where)
     features, classes = w.shape
-    x, share = _kept(x, where, w)
     each = share[..., None] * softmax_jacobian(_logits(w, b, x))
     extended = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1)
     hessian = jnp.einsum(
         "ni,nj,nkl->ikjl", extended, extended, each, precision="highest"
     ).reshape((features + 1) * classes, (features + 1) * classes)
     penalised = jnp.arange(hessian.shape[0]) < features * classes
-    return hessian + l2 * jnp.diag(penalised.astype(w.dtype))
+    return hessian + _l2(l2, x) * jnp.diag(penalised.astype(x.dtype))
 
 
 def _matmul(a: Array, b: Array) -> Array:
@@ -248,10 +255,36 @@ def _pair(like: Pair, x: Array, rows: Array, penalty: Array | float) -> Pair:
     return dw.astype(like[0].dtype), jnp.sum(rows, axis=0).astype(like[1].dtype)
 
 
-def _kept(x: Array, where: Array | None, w: Array) -> tuple[Array, Array]:
-    """x without its dropped rows' content, and the share of each row in the mean."""
-    x = x.astype(_wide(w).dtype)
+def _residual(w: Array, b: Array, x: Array, labels: ArrayLike, share: Array) -> Array:
+    """p_i - onehot(y_i), and 0 in a dropped row, whatever its label."""
+    residual = _label_residual(_logits(w, b, x), labels, 0.0)
+    return jnp.where(share > 0, residual, 0)
+
+
+def _problem(
+    w: ArrayLike, b: ArrayLike, x: ArrayLike, where: ArrayLike | None
+) -> tuple[Array, Array, Array, Array]:
+    """w, b, x without the content of dropped rows, and each row's share of the mean."""
+    w, b, x = checks.floating("w", w), checks.floating("b", b), checks.array_of("x", x)
+    if w.ndim != 2 or w.shape[1] == 0:
+        raise ValueError(f"w must have shape (features, classes), got {w.shape}")
+    checks.same_shape("b", b, w.shape[1:])
+    if x.ndim != 2 or x.shape[1] != len(w):
+        raise ValueError(f"x must have shape (batch, {len(w)}), got {x.shape}")
+    x = x.astype(checks.accumulation_dtype(w))
     if where is None:
-        return x, jnp.full((x.shape[0], 1), 1 / x.shape[0], x.dtype)
-    kept = where[:, None].astype(x.dtype)
-    return jnp.where(where[:, None], x, 0), kept / jnp.maximum(jnp.sum(kept), 1)
+        return w, b, x, jnp.full((len(x), 1), 1 / max(len(x), 1), x.dtype)
+    keep = checks.row_mask("where", where, x.shape[:1])[:, None]
+    kept = keep.astype(x.dtype)
+    return w, b, jnp.where(keep, x, 0), kept / jnp.maximum(jnp.sum(kept), 1)
+
+
+def _tangent(w: Array, b: Array, tangent: Pair) -> Pair:
+    tw, tb = (checks.floating("tangent", array) for array in tangent)
+    checks.same_shape("tangent of w", tw, w.shape)
+    checks.same_shape("tangent of b", tb, b.shape)
+    return tw, tb
+
+
+def _l2(l2: ArrayLike, x: Array) -> Array:
+    return checks.scalar("l2", l2).astype(x.dtype)

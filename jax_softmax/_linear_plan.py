@@ -81,10 +81,8 @@ def head_of(
     skip_below: float = 0.0,
 ) -> Head:
     label_smoothing = checks.fraction("label_smoothing", label_smoothing)
-    softcap = None if softcap is None else checks.number("softcap", softcap)
+    softcap = checks.cap("softcap", softcap)
     skip_below = checks.number("skip_below", skip_below)
-    if softcap is not None and not 1e-30 <= softcap <= 1e30:  # float32 holds 1 / it
-        raise ValueError(f"softcap must be in [1e-30, 1e30], got {softcap}")
     pair = isinstance(chunk, tuple) and len(chunk) == 2
     if chunk is not None and not (pair and all(map(_positive, chunk))):
         raise ValueError(

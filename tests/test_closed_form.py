@@ -238,6 +238,55 @@ def test_the_label_keeps_its_digits_when_the_model_is_certain(margin):
     assert errors_in_ulp(jacobian[1, 1], others / (1 + others) ** 2, "f4") <= 6
 
 
+@pytest.mark.parametrize("margin", [0.0, 12.0, 25.0, 60.0])
+def test_products_keep_their_digits_when_the_model_is_certain(margin):
+    z = np.zeros((2, 4), np.float32)
+    z[0, 0] = z[1, 2] = margin
+    z[:, 3] = -np.inf
+    p = np.exp(np.float64(z) - margin)
+    p /= p.sum(axis=1, keepdims=True)
+    t = np.array([0.3, -1.0, 2.0, 5.0])
+    # A sum over pairs of classes, from which nothing is taken away.
+    faster = (p[:, None, :] * (t[:, None] - t)).sum(axis=2)
+    rows, tangent, labels = jnp.asarray(z), jnp.full((2, 4), t, "f4"), jnp.array([1, 0])
+    nothing, x = jnp.zeros((1, 4)), jnp.zeros((1, 1))
+    ones = jnp.ones((2, 4)) / 4
+    linear = (nothing, rows[0], x, (nothing, tangent[0]))
+    for got, want in (
+        (basic.softmax_jvp(rows, tangent), p * faster),
+        (basic.softmax_vjp(rows, tangent), p * faster),
+        (basic.logsumexp_hvp(rows, tangent), p * faster),
+        (basic.log_softmax_jvp(rows, tangent), faster),
+        (losses.cross_entropy_hvp(rows, labels, tangent), p * faster),
+        (losses.cross_entropy_with_probs_hvp(rows, ones, tangent), p * faster),
+        (regression.regression_hvp(*linear)[1], (p * faster)[0]),
+        (regression.regression_gauss_newton_vp(*linear)[1], (p * faster)[0]),
+    ):
+        assert errors_in_ulp(np.asarray(got), want, np.float32).max() <= 16
+
+
+def test_a_product_is_as_exact_beside_an_entry_that_is_far_from_the_rest():
+    t = np.full(1000, 1.25, np.float32)
+    t[0] = 1e6
+    got = basic.log_softmax_jvp(jnp.zeros(1000), jnp.asarray(t))
+    np.testing.assert_allclose(got, t - t.mean(dtype=np.float64), rtol=5e-6)
+
+
+@pytest.mark.parametrize("margin", [0.0, 12.0, 25.0, 60.0])
+@pytest.mark.parametrize("rest", [0.0, 1e-9])
+def test_targets_that_are_nearly_one_hot_keep_their_digits(margin, rest):
+    q = np.array([[1.0, rest, 0.0]], np.float32)
+    p = np.exp(np.array([[0.0, -margin, -margin]]))
+    p /= p.sum()
+    # p_i q_j - p_j q_i, summed over j; at the label the two are not nearly equal.
+    want = (p[..., :, None] * q[..., None, :] - p[..., None, :] * q[..., :, None]).sum(
+        2
+    )
+    logits = jnp.array([[margin, 0.0, 0.0]], jnp.float32)
+    got = losses.cross_entropy_with_probs_gradient(logits, jnp.asarray(q))
+    assert errors_in_ulp(np.asarray(got), want, np.float32).max() <= 8
+
+
 def test_softcap_slope_keeps_its_digits_where_the_cap_bites():
     z, softcap = np.float32(40.0), 2.0
     got = losses.cross_entropy_gradient(
@@ -313,8 +362,72 @@ def test_pairs_have_the_types_of_the_parameters(dtype):
 
 @pytest.mark.usefixtures("our_errors")
 def test_whole_numbers_are_no_logits():
-    with pytest.raises(TypeError, match="must be floating point, got int32"):
+    with pytest.raises(TypeError, match="logits must be floating point"):
         closed_form.softmax_jacobian(jnp.zeros(2, jnp.int32))
+
+
+LOGITS, TWO = jnp.ones((2, 3)), jnp.array([0, 2])
+W, B, X, PAIR = jnp.ones((4, 3)), jnp.zeros(3), jnp.ones((2, 4)), (LOGITS[0], LOGITS)
+
+
+@pytest.mark.usefixtures("our_errors")
+@pytest.mark.parametrize(
+    ("name", "args", "options", "said"),
+    [
+        ("cross_entropy_gradient", (LOGITS, TWO[:, None]), {}, r"labels .*\(2,\)"),
+        ("cross_entropy_gradient", (LOGITS, 1), {}, r"labels .* \(2,\), got \(\)"),
+        ("cross_entropy_hessian", (LOGITS, TWO[:1]), {}, r"labels .*got \(1,\)"),
+        ("cross_entropy_hvp", (LOGITS, LOGITS[0], LOGITS), {}, "labels .* integer"),
+        ("cross_entropy_hvp", (LOGITS, TWO, LOGITS[:1]), {}, r"tangent .*\(2, 3\)"),
+        ("cross_entropy_gradient", (LOGITS, TWO), {"label_smoothing": 1.5}, r"\[0, 1"),
+        ("cross_entropy_gradient", (LOGITS, TWO), {"softcap": 0.0}, "softcap .*1e-30"),
+        ("cross_entropy_with_probs_gradient", (LOGITS, LOGITS[0]), {}, r"probs .*\(3,"),
+        ("log_softmax_vjp", (LOGITS, LOGITS[:, :1]), {}, r"cotangent .*\(2, 1\)"),
+        ("temperature_gradient", (LOGITS, TWO[:1], 2.0), {}, r"labels .*\(1,\)"),
+        ("temperature_curvature", (LOGITS, TWO, LOGITS[0]), {}, "must be one number"),
+        ("regression_gradient", (W, B, X, TWO[:, None]), {}, r"labels .*\(2, 1\)"),
+        ("regression_gradient", (W, B, X.T, TWO), {}, r"x .*\(batch, 4\), got \(4, 2"),
+        ("regression_gradient", (W, B[:1], X, TWO), {}, r"b .*\(3,\), got \(1,\)"),
+        ("regression_gradient", (W, B, X, TWO), {"where": TWO}, "where .*boolean"),
+        ("regression_gradient", (W, B, X, TWO), {"l2": B}, "l2 must be one number"),
+        ("regression_hvp", (W, B, X, PAIR), {}, r"tangent of w .*\(4, 3\), got \(3,"),
+        ("regression_hessian", (W[0], B, X), {}, r"\(features, classes\), got \(3,"),
+    ],
+)
+def test_what_would_be_broadcast_is_refused(name, args, options, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        getattr(closed_form, name)(*args, **options)
+
+
+@pytest.mark.usefixtures("our_errors")
+def test_lists_and_numbers_are_arrays():
+    for name, args in (
+        ("cross_entropy_gradient", ([0.0, 1.0, 2.0], 1)),
+        ("cross_entropy_hvp", ([[0.0, 1.0]], [1], [[1.0, 0.5]])),
+        ("cross_entropy_with_probs_gradient", ([0.0, 1.0], [0.5, 0.5])),
+        ("temperature_gradient", ([[0.0, 1.0]], [1], 2)),
+        ("softmax_jvp", ([0.0, 1.0], [1.0, 0.0])),
+        ("z_loss_hessian", ([0.0, 1.0],)),
+        ("regression_gradient", ([[0.5, 1.0]], [0.0, 1.0], [[2], [3]], [1, 0])),
+    ):
+        f = getattr(closed_form, name)
+        as_arrays = f(*(jnp.asarray(arg) for arg in args))
+        jax.tree.map(np.testing.assert_array_equal, f(*args), as_arrays)
+
+
+def test_no_rows_are_as_dropped_rows():
+    none = jnp.zeros((0, 4)), jnp.zeros(0, int)
+    dropped = {"where": jnp.zeros(2, bool), "l2": 0.5}
+    agree(
+        closed_form.regression_gradient(W, B, *none, l2=0.5),
+        closed_form.regression_gradient(W, B, X, TWO, **dropped),
+    )
+    agree(
+        closed_form.regression_hvp(W, B, none[0], (W, B), l2=0.5),
+        closed_form.regression_hvp(W, B, X, (W, B), **dropped),
+    )
+    dw, db = closed_form.regression_per_example_gradients(W, B, *none)
+    assert (dw.shape, db.shape) == ((0, 4, 3), (0, 3))
 
 
 def test_a_temperature_that_is_a_number():
@@ -325,6 +438,40 @@ def test_a_temperature_that_is_a_number():
             f(rows, labels, 2.0),
             f(rows, labels, jnp.array(2.0)),
         )
+
+
+@pytest.mark.parametrize(
+    "temperature", [2, np.int64(2), jnp.array(2), np.float64(2), jnp.array(2, "f2")]
+)
+def test_a_temperature_of_any_type(temperature):
+    rows, labels = jnp.array([[1.0, 3.0]]), jnp.array([0])
+    _, slope = closed_form.temperature_gradient(rows, labels, temperature)
+    curvature = closed_form.temperature_curvature(rows, labels, temperature)
+    kind = "f2" if getattr(temperature, "dtype", None) == "f2" else "f4"
+    assert slope.dtype == curvature.dtype == kind
+    np.testing.assert_allclose(slope, -0.3655293, rtol=1e-3)
+    np.testing.assert_allclose(curvature, 0.4147406, rtol=1e-3)
+
+
+def test_temperature_of_a_label_that_is_no_class_is_nan_in_its_row_only():
+    rows, labels = jnp.array([[3.0, 2.0, 1.0]] * 3), jnp.array([7, -1, 1])
+    (dz, dt) = closed_form.temperature_gradient(rows, labels, 2.0)
+    curvature = closed_form.temperature_curvature(rows, labels, 2.0)
+    for values in (dz[:, 0], dt, curvature):
+        assert jnp.isnan(values).tolist() == [True, True, False]
+
+
+def test_temperature_beside_a_class_ruled_out_is_as_without_it():
+    rows, labels = jnp.array([[1.0, 3.0, -jnp.inf]]), jnp.array([0])
+    with_it = closed_form.temperature_gradient(rows, labels, 2.0)
+    without = closed_form.temperature_gradient(rows[:, :2], labels, 2.0)
+    agree((with_it[0][:, :2], with_it[1]), without, 1e-7)
+    assert with_it[0][0, 2] == 0
+    agree(
+        closed_form.temperature_curvature(rows, labels, 2.0),
+        closed_form.temperature_curvature(rows[:, :2], labels, 2.0),
+        1e-7,
+    )
 
 
 def test_labels_narrower_than_the_number_of_classes():

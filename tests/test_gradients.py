@@ -40,6 +40,9 @@ def kink(x):
 def cancelling(x):
     return jnp.sum((x + 1e9) - 1e9) ** 2
 
+def leaves(*args):
+    raise SystemExit(0)
+
 number = 3
 """
 
@@ -124,6 +127,7 @@ def test_figures_are_drawn(quick_run):
 def compare(tmp_path, monkeypatch, capsys):
     """The command on a reader's module and file: exit code, output, errors."""
     (tmp_path / "users_module.py").write_text(USER_MODULE)
+    (tmp_path / "program.py").write_text("import sys; sys.exit(0)")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "users_module", None)
     monkeypatch.delitem(sys.modules, "users_module")
@@ -197,6 +201,13 @@ def test_float64_files_stay_float64_unless_told(compare, tmp_path):
     assert not math.isnan(float(saved["rows"][0]["max_ulp"]))
 
 
+def test_files_of_another_byte_order(compare, tmp_path):
+    np.savez(tmp_path / "swapped.npz", x=np.ones(3, ">f4"), w=np.array(2, ">f4"))
+    flags = ("--closed-form", own("right"), "--ulp", "2")
+    code, _, err = compare(own("squares"), *flags, file="swapped.npz")
+    assert (code, err) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("function", "flags", "file", "said"),
     [
@@ -204,12 +215,21 @@ def test_float64_files_stay_float64_unless_told(compare, tmp_path):
         ("users_module:nothing", (), "args.npz", "no attribute 'nothing'"),
         ("users_module:number", (), "args.npz", "is a int: name something to call"),
         ("users_module", (), "args.npz", "not of the form module:name"),
+        ("program:f", (), "args.npz", "importing program ends the program"),
+        ("users_module:leaves", (), "args.npz", "cannot be called with arr_0"),
+        (
+            "users_module:squares",
+            ("--closed-form", "users_module:leaves"),
+            "args.npz",
+            "cannot be compared (SystemExit: 0)",
+        ),
         ("users_module:squares", (), "absent.npz", "There is no file"),
         ("users_module:squares", (), "damaged.npz", "cannot be read"),
         ("users_module:squares", (), "text.npz", "is not an .npz file made with nu"),
         ("users_module:squares", (), "empty.npz", "is not an .npz file made with nu"),
         ("users_module:squares", (), "objects.npz", "holds what is no array of num"),
         ("users_module:squares", (), "words.npz", "which is no number"),
+        ("users_module:squares", (), "longer.npz", "longer.npz: w is of type float128"),
         ("users_module:squares", (), "single.npz", "is a single array"),
         ("users_module:squares", (), "three.npz", "cannot be called with arr_0"),
         (
@@ -232,6 +252,7 @@ def test_what_cannot_be_compared_is_one_sentence(
     (tmp_path / "empty.npz").touch()
     np.savez(tmp_path / "objects.npz", np.array([None]))
     np.savez(tmp_path / "words.npz", np.array(["a"]))
+    np.savez(tmp_path / "longer.npz", x=np.ones(3), w=np.longdouble(2))
     (tmp_path / "single.npz").write_bytes(b"")
     with (tmp_path / "single.npz").open("wb") as stream:
         np.save(stream, np.zeros(3))
@@ -246,9 +267,22 @@ def test_what_cannot_be_compared_is_one_sentence(
 def test_half_a_pair_is_refused(capsys):
     for flags, said in (
         (["--closed-form", "a:b"], "--function is missing"),
+        (["--argnums", "0"], "--function is missing"),
+        (["--order", "1"], "--function is missing"),
+        (["--floor", "0"], "--function is missing"),
         (["--function", "math:sin"], "--args is missing"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(gradients.run, gradients.Settings, flags, program="gradients")
         assert stop.value.code == 2
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags", [["--quick"], ["--dataset", "nonsense"], ["--data-dir", "there"]]
+)
+def test_what_a_pair_would_ignore_is_refused(compare, flags):
+    code, out, err = compare(own("squares"), *flags)
+    assert (code, out) == (2, "")
+    assert f"{flags[0]} is not for a pair of your own" in err
+    assert len(err.splitlines()) == 1
