@@ -121,7 +121,10 @@ def _applied(equation: Any, args: list[Any]) -> list[Any]:
         found = _bound(equation.primitive, args, params)
         return [decimals(o) for o in found]
     if exact and aval.dtype != np.float64:
-        raise Unsupported(f"{name} to {aval.dtype}")
+        raise Unsupported(
+            f"{name} to {aval.dtype}; give arrays that the function captures as "
+            "arguments"
+        )
     move = name in MOVES
     out = _moved(equation, args) if move else OPERATIONS[name](*args, **params)
     if equation.primitive.multiple_results:
