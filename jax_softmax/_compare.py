@@ -54,8 +54,10 @@ def compare_gradients(
     The judge is reverse mode of `judge` (by default `function`) on the same numbers:
     its program is traced in float64, inside `jax.enable_x64(True)` (the caller's jax
     config is as it was), and run in 60 decimal digits, so that nothing which cancels in
-    float64 is lost. Where decimals have no such operation (this library's exponentials work
-    on bits) or would take more than about half a second, and for a judge that was given, float64 runs it; the report says so.
+    float64 is lost. Where decimals have no such operation (this library's exponentials
+    work on bits) or would take more than about half a second, and for a judge that was
+    given, float64 runs it; the report says so.
+
     A judge can be wrong as well, so it is held to the function itself. In decimals that
     is its slope along a random line, in which all entries count alike; where there are
     none, and to find the place, float64 differences at the probed entries. What they
