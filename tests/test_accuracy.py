@@ -15,7 +15,7 @@ import reference as ref
 from card import divides_within_2_ulp_only
 
 import jax_softmax as js
-from jax_softmax import _folds
+from jax_softmax import _lanes
 from jax_softmax._platform import rounded
 
 pytestmark = pytest.mark.usefixtures("strict_types")
@@ -232,8 +232,8 @@ def test_float32(n, rows, promise):
 
 @pytest.mark.parametrize("narrowest", [16, 512])
 def test_rows_of_many_tiles(narrowest, monkeypatch, fresh_traces):
-    monkeypatch.setattr(_folds, "TILE", 2**17)  # a row of them is five, or all that fit
-    monkeypatch.setattr(_folds, "NARROWEST", narrowest)
+    monkeypatch.setattr(_lanes, "TILE", 2**17)  # a row of them is five, or all that fit
+    monkeypatch.setattr(_lanes, "NARROWEST", narrowest)
     c = case(50257)
     for promise in (logsumexp, cross_entropy, softmax):
         within(promise(c, ROADS["jit"]), c.names, BOUNDS[promise])

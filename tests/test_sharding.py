@@ -17,7 +17,7 @@ import test_contract as contract
 from jax.sharding import PartitionSpec as P
 
 import jax_softmax as js
-from jax_softmax import _folds, _linear_plan
+from jax_softmax import _lanes, _linear_plan
 
 pytestmark = pytest.mark.usefixtures("strict_types")
 
@@ -458,8 +458,8 @@ def flops(program):
 
 @over_meshes
 def test_rows_of_several_tiles_on_each_device(shape, monkeypatch, fresh_traces):
-    monkeypatch.setattr(_folds, "TILE", 1)  # so that 1024 classes are one
-    monkeypatch.setattr(_folds, "NARROWEST", 128)
+    monkeypatch.setattr(_lanes, "TILE", 1)  # so that 1024 classes are one
+    monkeypatch.setattr(_lanes, "NARROWEST", 128)
     rng = np.random.default_rng(0)
     z = rng.normal(0, 3, (8, 10_000)).astype(np.float32)
     labels = rng.integers(0, 10_000, 8)
