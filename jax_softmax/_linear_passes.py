@@ -1,12 +1,4 @@
-"""Pass two over the tiles of a linear layer: cotangents of rows become gradients.
-
-Pass one (`_linear_rows`) has reduced each row of logits to a few numbers:
-
-    d / d z_j = (a + c) p_j - a (1 - s) [j = y] - a s / possible
-
-with a the cotangent of the row's loss, c that of its lse, s the label smoothing. At the
-label a (p_y - 1) is a expm1(-nll), so nothing cancels.
-"""
+"""Pass two over the tiles of a linear layer: cotangents of logits become gradients."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,8 +8,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_softmax import _linear_tiles as tiles
-from jax_softmax._entries import is_column
 from jax_softmax._exponential import shifted_exp
+from jax_softmax._linear_cotangents import row_cotangents, tile_cotangents, with_labels
 from jax_softmax._linear_rows import Reduced, losses, measured, over_devices
 from jax_softmax._linear_tiles import Head, Index, Layer
 
@@ -30,15 +22,6 @@ class Gradients(NamedTuple):
     b: Array | None
 
 
-class Cotangents(NamedTuple):
-    """Per row, what the cotangents of its logits are made of."""
-
-    scale: Array  # of exp(z - top): a + c over 1 + tail
-    top: Array
-    at_label: Array
-    uniform: Array | None  # of every class that is not ruled out
-
-
 def pull(
     head: Head, layer: Layer, rows: Reduced, a: Array, c: Array, wanted: Gradients
 ) -> Gradients:
@@ -48,11 +31,11 @@ def pull(
         piece = tiles.piece_of(head, layer, start, size)
         rows_, a_, c_ = tiles.cut(head, (rows, a, c), start, size)
         nll = losses(head, piece, rows_).nll
-        cotangents = _cotangents(piece, rows_, nll, a_, c_, head.label_smoothing)
+        cotangents = row_cotangents(piece, rows_, nll, a_, c_, head.label_smoothing)
 
         def dz(grads: Gradients, start: Index, width: int) -> Array:
             z = tiles.logits(head, piece, start, width)
-            return _dz(head, piece, cotangents, z, start)
+            return tile_cotangents(head, piece, cotangents, z, start)
 
         return _pull(head, piece, dz, None, grads, start), None
 
@@ -83,7 +66,7 @@ def measure_and_pull(
         found = losses(head, piece, seen.rows)
         c = 2 * z_loss * found.lse * a if z_loss else jnp.zeros_like(a)
         smoothing = head.label_smoothing
-        cotangents = _cotangents(piece, seen.rows, found.nll, a, c, smoothing)
+        cotangents = row_cotangents(piece, seen.rows, found.nll, a, c, smoothing)
         # [tiles, tokens]: what a tile's exp(z - its own maximum) is multiplied by.
         top = seen.rows.part.max[None]
         shares = shifted_exp(seen.tops, top) * cotangents.scale[None]
@@ -92,12 +75,12 @@ def measure_and_pull(
             held = grads.w if head.in_place else kept
             if held is None:
                 z = tiles.logits(head, piece, start, width)
-                return _dz(head, piece, cotangents, z, start)
+                return tile_cotangents(head, piece, cotangents, z, start)
             held = tiles.take(head, held, size, start, width).astype(found.nll.dtype)
             if not tiles.keeps_exp(head):
-                return _dz(head, piece, cotangents, held, start)
+                return tile_cotangents(head, piece, cotangents, held, start)
             p = held * shares[start // head.tile_classes][:, None]
-            return _at_label(piece, cotangents, p, start)
+            return with_labels(piece, cotangents, p, start)
 
         needed = _needed(head, piece, shares, a) if head.skip_below else None
         return (_pull(head, piece, dz, needed, grads, start), kept), seen.rows
@@ -137,8 +120,8 @@ def push(
         zeros = jnp.zeros_like(piece.x, shape=nll.shape, dtype=nll.dtype)
         ones = zeros + 1
         smoothing = head.label_smoothing
-        d_loss = _cotangents(piece, rows_, nll, ones, zeros, smoothing)
-        d_lse = _cotangents(piece, rows_, nll, zeros, ones, smoothing)
+        d_loss = row_cotangents(piece, rows_, nll, ones, zeros, smoothing)
+        d_lse = row_cotangents(piece, rows_, nll, zeros, ones, smoothing)
 
         def tile(sums, start: Index, width: int):
             z = tiles.logits(head, piece, start, width)
@@ -149,53 +132,15 @@ def push(
                 dz += tiles.product(head, piece, tangents.w, start, width)
             if tangents.b is not None:
                 dz += tiles.slice_axis(tangents.b, start, width, 0).astype(dz.dtype)
-            terms = (_dz(head, piece, of, z, start) * dz for of in (d_loss, d_lse))
+            terms = (
+                tile_cotangents(head, piece, of, z, start) * dz
+                for of in (d_loss, d_lse)
+            )
             return tuple(s + t.sum(-1) for s, t in zip(sums, terms, strict=True)), None
 
         return carry, tiles.over_classes(head, layer, tile, (zeros, zeros))[0]
 
     return tiles.over_tokens(head, layer.x.shape[0], chunk, None)[1]
-
-
-def _cotangents(
-    layer: Layer, rows: Reduced, nll: Array, a: Array, c: Array, smoothing: float
-) -> Cotangents:
-    """From those of the rows' losses, a, and of their lse, c."""
-    empty = rows.part.max == -jnp.inf
-    defined = (layer.known & ~empty) | (a == 0)
-    top = jnp.where(empty, 0, jnp.minimum(rows.part.max, jnp.finfo(nll.dtype).max))
-    scale = jnp.where(defined, a + c, jnp.nan) / (1 + rows.part.tail)
-    scale = jnp.where(empty & defined, 0, scale)
-    smoothed, uniform = jnp.expm1(-nll), None
-    if rows.possible is not None:
-        smoothed += smoothing
-        uniform = a * smoothing / rows.possible
-    # Only of an unknown label: elsewhere a may be what is differentiated, also at 0.
-    nothing = (a == 0) & ~layer.known
-    at_label = jnp.where(nothing, 0, a * smoothed) + c * jnp.exp(-nll)
-    if uniform is not None:
-        at_label -= jnp.where(rows.label > -jnp.inf, uniform, 0)
-    return Cotangents(scale, top, jnp.where(empty, scale, at_label), uniform)
-
-
-def _dz(head: Head, layer: Layer, of: Cotangents, z: Array, start: Index) -> Array:
-    """The cotangents of a tile of logits."""
-    z_finite = jnp.minimum(z, jnp.finfo(z.dtype).max)
-    p = jnp.exp(z_finite - of.top[:, None]) * of.scale[:, None]
-    if of.uniform is not None:
-        p = jnp.where(z > -jnp.inf, p - of.uniform[:, None], p)
-    dz = _at_label(layer, of, p, start)
-    if head.softcap is None:
-        return dz
-    z = jnp.maximum(z, -head.softcap)  # padding is below it
-    return dz * (1 - jnp.square(z / head.softcap))
-
-
-def _at_label(layer: Layer, of: Cotangents, dz: Array, start: Index) -> Array:
-    """The cotangents of a tile, those of labels put right and of dropped rows 0."""
-    is_label = is_column(dz, layer.labels - start)
-    dz = jnp.where(is_label, of.at_label[:, None], dz)
-    return dz if layer.keep is None else jnp.where(layer.keep[:, None], dz, 0)
 
 
 def _needed(
