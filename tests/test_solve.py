@@ -159,6 +159,19 @@ def test_features_of_very_different_sizes_converge(x64, data, solver):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("size", [100, 1e4])
+def test_from_weights_under_which_all_rows_are_certain(x64, data, solver, size):
+    """Where nothing but l2 bends, and a bias not at all."""
+    x, labels = data
+    w = jnp.asarray(size * np.random.default_rng(1).normal(size=(6, 4)))
+    far = SoftmaxRegression(w, jnp.zeros(4))
+    x = x.astype(np.float64)
+    certificate = solve(far, x, labels, solver=solver, l2=0.1).certificate
+    assert certificate.converged, certificate
+    assert certificate.iterations < 100
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_separable_classes_without_a_penalty_say_so(solver):
     x, labels = np.array([[-2.0], [-1.0], [1.0], [2.0]], np.float32), [0, 0, 1, 1]
     model, certificate = solve(
