@@ -124,10 +124,7 @@ def number(name: str, value: float) -> float:
     """A finite number that is known while tracing."""
     scalar = isinstance(value, Array | np.ndarray) and value.ndim == 0
     if isinstance(value, Tracer) or not (scalar or isinstance(value, Real)):
-        raise TypeError(
-            f"{name} must be a Python number, known while tracing (under jit, a static "
-            f"argument), got {type(value).__name__}"
-        )
+        raise TypeError(_not_static(name, "number", value))
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
     return float(value)
@@ -136,11 +133,14 @@ def number(name: str, value: float) -> float:
 def integer(name: str, value: int) -> int:
     """An integer that is known while tracing."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(
-            f"{name} must be a Python integer, known while tracing (under jit, a "
-            f"static argument), got {type(value).__name__}"
-        )
+        raise TypeError(_not_static(name, "integer", value))
     return int(value)
+
+
+def _not_static(name: str, wanted: str, value: Any) -> str:
+    known = ", known while tracing (under jit, a static argument)"
+    known = known if isinstance(value, Array) else ""
+    return f"{name} must be a Python {wanted}{known}, got {type(value).__name__}"
 
 
 def at_least(least: int, name: str, value: int) -> int:
