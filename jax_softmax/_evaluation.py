@@ -50,6 +50,8 @@ def _evaluate(
 
 def _logits(model: Model, x: Array, transform: Transform) -> Array:
     """Tile by tile, so that the features stay in a cache."""
+    if _placed((model, x)):  # in the type, which a loop over tiles would have to keep
+        return model.logits(transform(x))
     rows = min(len(x), TILE_ROWS)
 
     def of_tile(begin: Array | int) -> Array:
@@ -62,3 +64,9 @@ def _logits(model: Model, x: Array, transform: Transform) -> Array:
     tile = jax.eval_shape(of_tile, 0)
     nothing = jnp.zeros((len(x), *tile.shape[1:]), tile.dtype)
     return lax.fori_loop(0, -(-len(x) // rows), with_tile, nothing)
+
+
+def _placed(arrays: Any) -> bool:
+    """Whether any lies on a mesh whose axes are explicit."""
+    types = map(jax.typeof, jax.tree.leaves(arrays))
+    return any(kind.sharding.mesh.explicit_axes for kind in types)
