@@ -187,6 +187,14 @@ def test_separable_classes_without_a_penalty_say_so(solver):
     assert (np.asarray(cross_entropy(model.logits(x), jnp.array(labels))) < 0.1).all()
 
 
+def test_a_class_without_rows_has_no_best_bias(data):
+    x, labels = data
+    for l2 in (0.0, L2):
+        certificate = solve(start(6, 5), x, labels, l2=l2).certificate
+        assert certificate.converged == (l2 > 0)
+        assert certificate.reason.startswith("a class has no rows") == (l2 == 0)
+
+
 def test_bad_input_names_the_argument(data, our_errors):
     x, labels = data
     with pytest.raises(ValueError, match="labels"):
@@ -257,6 +265,10 @@ def test_what_converged_says_and_why_agree(data):
         ({"x": np.ones((300, 5))}, r"as w has.*\(300, 5\).*\(6, 4\)"),
         ({"model": start(0), "x": np.ones((300, 0))}, "at least one; got"),
         ({"class_weights": {0: 1.0}}, "class_weights must be an array of 4 numbers"),
+        (
+            {"model": SoftmaxRegression(jnp.zeros((6, 4)), jnp.zeros(3))},
+            r"b must have shape \(4,\), got \(3,\)",
+        ),
         (
             {"sample_weights": np.zeros(300)},
             "sample_weights times class_weights are zero",
