@@ -34,6 +34,7 @@ def evaluate(
     """
     checks.has_logits(model)
     checks.functions(transform=transform)
+    checks.static(transform=transform)
     x, labels = checks.examples("x", x, "labels", labels)
     return _evaluate(model, x, labels, transform)
 
@@ -46,6 +47,18 @@ def _evaluate(
     loss = cross_entropy(logits, labels).mean()
     accuracy = (logits.argmax(-1).astype(labels.dtype) == labels).mean()
     return loss, jnp.where(jnp.isnan(loss), jnp.nan, accuracy)
+
+
+def check_validation(
+    model: Model, x: Array, labels: Array, transform: Transform
+) -> None:
+    """That model, or its shapes and types, can be evaluated: nothing is computed."""
+    try:
+        jax.eval_shape(lambda *of: _evaluate(*of, transform), model, x, labels)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"validation must fit the model and transform: {error}"
+        ) from error
 
 
 def _logits(model: Model, x: Array, transform: Transform) -> Array:
