@@ -103,13 +103,14 @@ def _time_of(work: Any) -> float:
 
 def _filled(source: Rows, plan: Blocks) -> Iterator[Filled]:
     """What a user's Rows yield is checked."""
-    read, ended = source.read(RowsOf(plan)), object()
+    read: Any = source.read(RowsOf(plan))
+    ended: Any = object()
     if not isinstance(read, Iterable):
         raise TypeError(
             "x.read must yield rows and their labels, as a generator does, got "
             f"{type(read).__name__}"
         )
-    reading: Iterator[Any] = iter(read)
+    reading = iter(read)
     for number, block in enumerate(plan):
         found = next(reading, ended)
         if found is ended:
