@@ -21,7 +21,7 @@ def floating(name: str, value: ArrayLike) -> Array:
     if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize < 2:
         raise TypeError(
             f"{name} must be floating point, of 16 bits or more, got {array.dtype}: "
-            f"convert with {name}.astype(jnp.float32)"
+            f"{_converted(name, 'jnp.float32')}"
         )
     return array
 
@@ -40,7 +40,7 @@ def class_ids(name: str, value: ArrayLike, batch: tuple[int, ...]) -> Array:
     """Integer labels, one for each row."""
     array = array_of(name, not_wrapped(value))
     if not jnp.issubdtype(array.dtype, jnp.integer):
-        remedy = f"convert with {name}.astype(int)"
+        remedy = _converted(name, "int")
         if array.ndim > len(batch):
             remedy = "target distributions go to cross_entropy_with_probs"
         raise TypeError(
@@ -132,10 +132,7 @@ def number(name: str, value: float) -> float:
     """A finite number that is known while tracing."""
     scalar = isinstance(value, Array | np.ndarray) and value.ndim == 0
     if isinstance(value, Tracer) or not (scalar or isinstance(value, Real)):
-        raise TypeError(
-            f"{name} must be a Python number, known while tracing (under jit, a static "
-            f"argument), got {type(value).__name__}"
-        )
+        raise TypeError(_not_static(name, "number", value))
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
     return float(value)
@@ -144,11 +141,14 @@ def number(name: str, value: float) -> float:
 def integer(name: str, value: int) -> int:
     """An integer that is known while tracing."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(
-            f"{name} must be a Python integer, known while tracing (under jit, a "
-            f"static argument), got {type(value).__name__}"
-        )
+        raise TypeError(_not_static(name, "integer", value))
     return int(value)
+
+
+def _not_static(name: str, wanted: str, value: Any) -> str:
+    known = ", known while tracing (under jit, a static argument)"
+    known = known if isinstance(value, Array) else ""
+    return f"{name} must be a Python {wanted}{known}, got {type(value).__name__}"
 
 
 def at_least(least: int, name: str, value: int) -> int:
@@ -199,8 +199,43 @@ def functions(**values: object) -> None:
             raise TypeError(f"{name} must be a function, got {type(value).__name__}")
 
 
+def static(**values: object) -> None:
+    """Each can be part of what a compiled program is kept by."""
+    for name, value in values.items():
+        try:
+            hash(value)
+        except TypeError:
+            raise TypeError(
+                f"{name} must be hashable, as functions and frozen dataclasses are, "
+                f"got {type(value).__name__}"
+            ) from None
+
+
+def on_the_host(name: str, *values: Any) -> None:
+    """Nothing is traced."""
+    if any(isinstance(value, Tracer) for value in values):
+        raise TypeError(
+            f"{name} runs on the host and compiles what it needs: call it outside of "
+            "jit, grad and vmap"
+        )
+
+
+def _pytree(model: Any) -> None:
+    if isinstance(model, type):
+        raise TypeError(
+            f"model must be an instance, got the class {model.__name__}: make one first"
+        )
+    numbers = hasattr(model, "dtype") or isinstance(model, Real)
+    if not numbers and jax.tree_util.all_leaves([model]):
+        raise TypeError(
+            f"model must be a pytree, got {type(model).__name__}: register it with "
+            "jax.tree_util.register_dataclass"
+        )
+
+
 def trainable(model: Any) -> None:
     """A pytree of floating-point arrays."""
+    _pytree(model)
     for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
         kind = getattr(leaf, "dtype", None) or np.result_type(type(leaf))
         if not jnp.issubdtype(kind, jnp.floating):
@@ -215,6 +250,7 @@ def has_logits(model: Any) -> None:
             "model must have a method logits(x), as SoftmaxRegression has, "
             f"got {type(model).__name__}"
         )
+    _pytree(model)
 
 
 def optimizer(name: str, value: Any) -> None:
@@ -233,7 +269,15 @@ def one_key(name: str, value: Array) -> None:
         raise TypeError(
             f"{name} must be a key, as jax.random.key(0), got {type(value).__name__}"
         )
-    batch = value.shape[:-1] if raw else value.shape
+    batch = value.shape
+    if raw:
+        try:
+            batch = jax.eval_shape(jax.random.wrap_key_data, value).shape
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{name} must be a key, as jax.random.key(0), got raw numbers of shape "
+                f"{value.shape}"
+            ) from None
     if batch:
         raise ValueError(f"{name} must be one key, got keys of shape {batch}")
 
@@ -257,7 +301,7 @@ def wide(array: Array) -> Array:
 
 def array_of(name: str, value: ArrayLike) -> Array:
     """An array of numbers, or of booleans."""
-    value = plain(name, value)
+    value = _listed(plain(name, value))
     held(name, value)
     try:
         return jnp.asarray(value)
@@ -270,6 +314,19 @@ def array_of(name: str, value: ArrayLike) -> Array:
         raise TypeError(
             f"{name} must be an array of numbers, got {type(value).__name__}{kind}"
         ) from None
+
+
+def _listed(value: ArrayLike) -> ArrayLike:
+    """Lists of Python's numbers by NumPy, which takes a hundredth of JAX's time."""
+    if not isinstance(value, list | tuple):
+        return value
+    if not {*map(type, jax.tree.leaves(value))} <= {bool, int, float}:
+        return value
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        return value
+    return array if array.dtype.kind in "bif" else value
 
 
 def plain(name: str, value: ArrayLike) -> ArrayLike:
@@ -294,9 +351,15 @@ def held(name: str, value: ArrayLike) -> None:
     limits, least, most = np.iinfo(kind.name), value.min(), value.max()
     if not limits.min <= least <= most <= limits.max:
         raise ValueError(
-            f"{name} must fit {kind}, got numbers from {least} to {most}: convert with "
-            f"{name}.astype(np.float32), or enable x64"
+            f"{name} must fit {kind}, got numbers from {least} to {most}: "
+            f"{_converted(name, 'np.float32')}, or enable x64"
         )
+
+
+def _converted(name: str, kind: str) -> str:
+    if " " in name:
+        return f"convert them with astype({kind})"
+    return f"convert with {name}.astype({kind})"
 
 
 def scalar(name: str, value: ArrayLike) -> Array:

@@ -22,6 +22,7 @@ MEMORY = 30  # steps that L-BFGS remembers
 CONJUGATE_STEPS = 200  # the most Hessian products for one Newton step
 FIRST_LOOK = 8.0  # passes until the curvature is looked at again, and then 4 x as many
 TRIALS = 30  # of a step length
+HALVINGS = 10  # of one that is too long, before it is cut by more
 PATIENCE = 20  # iterations without progress
 
 RUNNING, CONVERGED, EXHAUSTED, STALLED, NOT_FINITE = range(5)
@@ -43,6 +44,7 @@ class Search(NamedTuple):
     passes: Array
     iterations: Array
     idle: Array
+    lost: Array  # whether the last direction led nowhere
     status: Array
 
 
@@ -56,22 +58,25 @@ def descend(
     def step(s: Search) -> Search:
         s = lax.cond(s.passes >= s.next_look, look_again, lambda s: s, s)
         dv, products = direction(batch, s)
+        dv = jnp.where(s.lost | ~jnp.isfinite(dv).all(), -s.gradient, dv)
         dz = batch.logits(dv)
         t, found = _step_length(batch, s, dv, dz)
         v, z = s.v + t * dv, s.z + t * dz
         value, gradient = batch.value_and_gradient(v, z)
         norm = jnp.linalg.norm(gradient)
+        hidden = 2 * jnp.finfo(v.dtype).eps * jnp.abs(s.value)
+        fall = -jnp.vdot(s.gradient, dv)  # twice what a Newton step promises
+        is_rounding = (fall > 0) & (fall <= 8 * hidden)
+        progress = (value < s.value - hidden) | (norm < 0.9 * s.least_norm)
         bend, dv = gradient - s.gradient, t * dv
         useful = jnp.vdot(dv, bend) > 0
-        hidden = 2 * jnp.finfo(v.dtype).eps * jnp.abs(s.value)
-        progress = (value < s.value - hidden) | (norm < 0.9 * s.least_norm)
         idle = jnp.where(progress, 0, s.idle + 1)
         iterations = s.iterations + 1
         status = jnp.select(
             [
                 ~jnp.isfinite(value + norm),
                 norm <= tolerance,
-                ~found | (idle >= PATIENCE),
+                (~found & (s.lost | is_rounding)) | (idle >= PATIENCE),
                 iterations >= most,
             ],
             [NOT_FINITE, CONVERGED, STALLED, EXHAUSTED],
@@ -85,9 +90,11 @@ def descend(
             least_norm=jnp.minimum(norm, s.least_norm),
             steps=_remembered(s.steps, dv, useful),
             bends=_remembered(s.bends, bend, useful),
+            next_look=jnp.where(found & s.lost, 0, s.next_look),
             passes=s.passes + 1 + products,
             iterations=iterations,
             idle=idle,
+            lost=~found,
             status=status,
         )
 
@@ -117,6 +124,7 @@ def descend(
         passes=jnp.float32(1),
         iterations=jnp.int32(0),
         idle=jnp.int32(0),
+        lost=jnp.bool_(False),
         status=jnp.select(
             [~jnp.isfinite(value + norm), norm <= tolerance, most <= 0],
             [NOT_FINITE, CONVERGED, EXHAUSTED],
@@ -199,7 +207,10 @@ def _step_length(
         too_far = ~is_lower | (slope > 0)
         low, high = jnp.where(too_far, low, t), jnp.where(too_far, t, high)
         newton = t - slope / jnp.where(bend > 0, bend, 1)
-        middle = jnp.where(jnp.isinf(high), 10 * t, (low + high) / 2)
+        # Where rows are certain a step may be too long by many powers of ten.
+        many = (low == 0) & (trials >= HALVINGS)
+        between = jnp.where(many, high / 16, (low + high) / 2)
+        middle = jnp.where(jnp.isinf(high), 10 * t, between)
         inside = (bend > 0) & (newton > low) & (newton < jnp.minimum(high, 10 * t))
         return (
             jnp.where(found, t, jnp.where(inside, newton, middle)),
@@ -215,7 +226,8 @@ def _step_length(
         attempt,
         (one, 0 * one, jnp.inf * one, jnp.int32(0), jnp.bool_(False)),
     )
-    return jnp.where(found, t, low), found | (low > 0)
+    leads_down = jnp.vdot(s.gradient, dv) < 0
+    return jnp.where(found, t, low), leads_down & (found | (low > 0))
 
 
 def _remembered(old: Array, new: Array, useful: Array) -> Array:

@@ -34,6 +34,7 @@ def evaluate(
     """
     checks.has_logits(model)
     checks.functions(transform=transform)
+    checks.static(transform=transform)
     x, labels = checks.examples("x", x, "labels", labels)
     return _evaluate(model, x, labels, transform)
 
@@ -48,8 +49,22 @@ def _evaluate(
     return loss, jnp.where(jnp.isnan(loss), jnp.nan, accuracy)
 
 
+def check_validation(
+    model: Model, x: Array, labels: Array, transform: Transform
+) -> None:
+    """That model, or its shapes and types, can be evaluated: nothing is computed."""
+    try:
+        jax.eval_shape(lambda *of: _evaluate(*of, transform), model, x, labels)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"validation must fit the model and transform: {error}"
+        ) from error
+
+
 def _logits(model: Model, x: Array, transform: Transform) -> Array:
     """Tile by tile, so that the features stay in a cache."""
+    if _placed((model, x)):  # in the type, which a loop over tiles would have to keep
+        return model.logits(transform(x))
     rows = min(len(x), TILE_ROWS)
 
     def of_tile(begin: Array | int) -> Array:
@@ -62,3 +77,9 @@ def _logits(model: Model, x: Array, transform: Transform) -> Array:
     tile = jax.eval_shape(of_tile, 0)
     nothing = jnp.zeros((len(x), *tile.shape[1:]), tile.dtype)
     return lax.fori_loop(0, -(-len(x) // rows), with_tile, nothing)
+
+
+def _placed(arrays: Any) -> bool:
+    """Whether any lies on a mesh whose axes are explicit."""
+    types = map(jax.typeof, jax.tree.leaves(arrays))
+    return any(kind.sharding.mesh.explicit_axes for kind in types)

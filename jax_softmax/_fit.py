@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Integer, Key
 
 from jax_softmax import _checks as checks
-from jax_softmax._evaluation import Model, Transform, evaluate
+from jax_softmax._evaluation import Model, Transform, check_validation, evaluate
 from jax_softmax._regression import SoftmaxRegression
 from jax_softmax._rows import InMemory, Reading, Rows, validated
 from jax_softmax._shuffle import Blocks
@@ -92,6 +92,10 @@ def fit(
     Every epoch visits all rows once in a fresh uniformly drawn order, the short last
     batch included. The same key gives the same numbers, bit for bit, on one machine.
 
+    It runs on the host and is no function to jit. Make optimizer, objective and
+    transform once: each new one is compiled anew, and what it closes over stays in
+    memory. optax.lookahead, whose parameters are pairs, is not for this.
+
     The seconds that the device waited for each block of rows go to the listeners of
     jax.monitoring, as the event /jax_softmax/fit/waited_for_rows.
 
@@ -123,7 +127,8 @@ def fit(
 
     Raises:
         ValueError: no rows, not as many labels as rows, batch_size < 1, epochs < 0 or
-            watch_every < 1, several keys, or progress with more steps than an epoch.
+            watch_every < 1, several keys, progress with more steps than an epoch, or
+            validation does not fit the model.
         TypeError: model has no logits(x) or other than floating-point arrays, optimizer
             is none of optax's, key no key, progress no Progress, a count no integer, or
             labels are there twice or not at all.
@@ -138,6 +143,7 @@ def fit(
     >>> epoch.number, epoch.validation_accuracy
     (50, 1.0)
     """
+    checks.on_the_host("fit", x, labels, key, *jax.tree.leaves(model))
     source = x if isinstance(x, Rows) else InMemory(x, labels)
     if labels is not None and source is x:
         raise TypeError("labels must not be given where x is Rows, which bring theirs")
@@ -147,16 +153,20 @@ def fit(
     check_model(model, objective, validation)
     checks.functions(objective=objective, transform=transform)
     checks.optimizer("optimizer", optimizer)
+    checks.static(objective=objective, transform=transform, optimizer=optimizer)
+    if watch is not None:
+        checks.functions(watch=watch)
     batch_size = checks.at_least(1, "batch_size", batch_size)
     epochs = checks.at_least(0, "epochs", epochs)
     if watch_every is not None:
         watch_every = checks.at_least(1, "watch_every", watch_every)
     if validation is not None:
         validation = validated(validation)
+        check_validation(model, *validation, transform)
     steps = -(-len(source) // batch_size)
     begin = _begin(model, optimizer, progress, steps)
 
-    def run() -> Iterator[Epoch]:
+    def run(state: _State) -> Iterator[Epoch]:
         now, losses = begin, begin.losses
         plan = Blocks(
             key,
@@ -168,7 +178,6 @@ def fit(
             cut_every=watch_every,
         )
         reading = Reading(source, plan)
-        state = _copied(_State(now.model, now.opt_state, now.last_good))
         ahead = reading.next_during(())
         while ahead is not None:
             block, rows, ids = ahead
@@ -204,7 +213,8 @@ def fit(
             train_loss = _mean(losses, batch_size, len(source))
             yield Epoch(block.epoch, trained, train_loss, loss, accuracy, now)
 
-    return run()
+    # Copied now: until the first epoch is asked for, the caller may reuse the memory.
+    return run(_copied(_State(begin.model, begin.opt_state, begin.last_good)))
 
 
 def check_model(model: Model, objective: Objective, validation: Any) -> None:

@@ -37,19 +37,25 @@ class SoftmaxRegression(NamedTuple):
         features: int,
         classes: int,
         *,
-        scale: float = 0.01,
+        scale: Real[ArrayLike, ""] | float = 0.01,
         dtype: DTypeLike = jnp.float32,
     ) -> "SoftmaxRegression":
         """w ~ N(0, scale^2) and b = 0, as in the book.
 
         Raises:
-            TypeError: key is no key, or features or classes are no integers.
+            TypeError: key is no key, features or classes are no integers, scale is no
+                number, or dtype is not floating point.
             ValueError: there are several keys, or no features or classes.
         """
         checks.one_key("key", key)
         features = checks.at_least(1, "features", features)
         classes = checks.at_least(1, "classes", classes)
-        w = scale * jax.random.normal(key, (features, classes), dtype)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"dtype must be floating point, such as jnp.float32, got {dtype}"
+            )
+        w = jax.random.normal(key, (features, classes), dtype)
+        w = checks.scalar("scale", scale).astype(w.dtype) * w
         return cls(w, jnp.zeros(classes, dtype))
 
     def logits(
@@ -58,13 +64,12 @@ class SoftmaxRegression(NamedTuple):
         """x w + b.
 
         Raises:
-            ValueError: the last axis of x is not as long as w has features, or b not
-                as w has classes.
+            ValueError: the last axis of x is not as long as w has features, b not as w
+                has classes, or w is no matrix.
         """
         x = checks.array_of("x", x)
-        w, b = checks.floating("w", self.w), checks.floating("b", self.b)
+        w, b = parameters(self)
         features, classes = w.shape
-        checks.same_shape("b", b, (classes,))
         if x.ndim == 0 or x.shape[-1] != features:
             raise ValueError(f"x must have {features} features, got shape {x.shape}")
         b = jnp.expand_dims(b, range(x.ndim - 1))
@@ -110,4 +115,16 @@ class SoftmaxRegression(NamedTuple):
         loss = mean_loss(losses, where)
         if isinstance(l2, numbers.Real) and l2 == 0:
             return loss
-        return loss + checks.scalar("l2", l2) / 2 * jnp.sum(self.w**2)
+        return loss + checks.scalar("l2", l2) / 2 * jnp.sum(checks.wide(self.w) ** 2)
+
+
+def parameters(model: SoftmaxRegression) -> tuple[Array, Array]:
+    """w and b of one model."""
+    w, b = checks.floating("w", model.w), checks.floating("b", model.b)
+    if w.ndim != 2:
+        raise ValueError(
+            f"w must be [features, classes], got shape {w.shape}: of several models "
+            "take one, as jax.tree.map(lambda leaf: leaf[0, 0], models) of a sweep's"
+        )
+    checks.same_shape("b", b, w.shape[1:])
+    return w, b

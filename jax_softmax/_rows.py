@@ -103,10 +103,17 @@ def _time_of(work: Any) -> float:
 
 def _filled(source: Rows, plan: Blocks) -> Iterator[Filled]:
     """What a user's Rows yield is checked."""
-    reading = iter(source.read(RowsOf(plan)))
+    read: Any = source.read(RowsOf(plan))
+    ended: Any = object()
+    if not isinstance(read, Iterable):
+        raise TypeError(
+            "x.read must yield rows and their labels, as a generator does, got "
+            f"{type(read).__name__}"
+        )
+    reading = iter(read)
     for number, block in enumerate(plan):
-        found = next(reading, None)
-        if found is None:
+        found = next(reading, ended)
+        if found is ended:
             raise ValueError(
                 f"x.read must yield rows {len(plan)} times here, it ended after "
                 f"{number}"
@@ -168,6 +175,10 @@ def validated(
     validation: tuple[ArrayLike, Integer[ArrayLike, " rows"]],
 ) -> tuple[Array, Array]:
     """What to evaluate on, checked, and copied to the device."""
+    if not isinstance(validation, tuple | list):
+        raise TypeError(
+            f"validation must be a pair, x and labels, got {type(validation).__name__}"
+        )
     if len(validation) != 2:
         raise ValueError(
             f"validation must be a pair, x and labels, got {len(validation)} of them"

@@ -22,7 +22,7 @@ from jax_softmax._descent import (
     descend,
 )
 from jax_softmax._full_batch import FullBatch, Parameters, RowLogits, outcome
-from jax_softmax._regression import SoftmaxRegression
+from jax_softmax._regression import SoftmaxRegression, parameters
 
 REASONS = {
     CONVERGED: "the gradient is within the tolerance",
@@ -35,6 +35,11 @@ REASONS = {
 SEPARABLE = (
     "the classes are separable and l2 is 0: the objective has no minimum, "
     "larger weights are always better"
+)
+
+EMPTY = (
+    "a class has no rows that count and l2 is 0: the objective has no minimum, "
+    "a smaller bias of that class is always better"
 )
 
 
@@ -149,7 +154,7 @@ def solve(
         raise TypeError(
             f"model must be a SoftmaxRegression, got {type(model).__name__}"
         )
-    w, b = checks.floating("w", model.w), checks.floating("b", model.b)
+    w, b = parameters(model)
     kind = checks.accumulation_dtype(w)
     x, labels, share = _examples(x, labels, class_weights, sample_weights, w.shape[1])
     features = jax.eval_shape(transform, x).shape
@@ -173,7 +178,12 @@ def solve(
         solver,
     )
     w, b = end.v[:-1], end.v[-1]
-    return Solution(SoftmaxRegression(w, b), _certificate(end, l2, tolerance))
+    endless = None
+    if l2 == 0 and end.separates:
+        endless = SEPARABLE
+    elif l2 == 0 and intercept and _a_class_is_empty(labels, share, len(b)):
+        endless = EMPTY
+    return Solution(SoftmaxRegression(w, b), _certificate(end, l2, tolerance, endless))
 
 
 class _End(NamedTuple):
@@ -280,7 +290,14 @@ def _weights(name: str, value: ArrayLike | None, count: int) -> np.ndarray:
     return weights
 
 
-def _certificate(end: _End, l2: float, tolerance: float) -> Certificate:
+def _a_class_is_empty(labels: Array, share: np.ndarray, classes: int) -> bool:
+    counting = np.asarray(labels)[share > 0]
+    return len(np.setdiff1d(np.arange(classes), counting)) > 0
+
+
+def _certificate(
+    end: _End, l2: float, tolerance: float, endless: str | None
+) -> Certificate:
     norm, status = float(end.gradient_norm), int(end.status)
     slope = float(end.w_norm) + float(end.rounding)
     if not np.isfinite(norm + float(end.value)):
@@ -289,7 +306,8 @@ def _certificate(end: _End, l2: float, tolerance: float) -> Certificate:
         status = CONVERGED
     elif status == CONVERGED:
         status = STALLED  # computed afresh it is not
-    separable = l2 == 0 and bool(end.separates) and status != NOT_FINITE
+    if status == NOT_FINITE:
+        endless = None
     return Certificate(
         objective=float(end.value),
         gradient_norm=norm,
@@ -297,6 +315,6 @@ def _certificate(end: _End, l2: float, tolerance: float) -> Certificate:
         passes=float(end.passes),
         gap=slope**2 / (2 * l2) if l2 else float("inf"),
         distance=slope / l2 if l2 else float("inf"),
-        converged=status == CONVERGED and not separable,
-        reason=SEPARABLE if separable else REASONS[status],
+        converged=status == CONVERGED and endless is None,
+        reason=endless or REASONS[status],
     )

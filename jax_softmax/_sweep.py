@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Integer, Key
 
 from jax_softmax import _checks as checks
-from jax_softmax._evaluation import Model, Transform, evaluate
+from jax_softmax._evaluation import Model, Transform, check_validation, evaluate
 from jax_softmax._fit import Objective, check_model, one_step
 from jax_softmax._regression import SoftmaxRegression
 from jax_softmax._rows import gathered, owned, validated
@@ -93,6 +93,9 @@ def sweep(
     ...     pass
     >>> print(epoch.validation_accuracy.shape, np.isfinite(epoch.train_loss[0]))
     (2, 3) [ True  True False]
+    >>> one = jax.tree.map(lambda leaf: leaf[0, 1], epoch.model)  # seed 0, setting 1
+    >>> one.predict(x)
+    Array([0, 0, 1, 1], dtype=int32)
     """
     if not callable(optimizer):
         raise TypeError(
@@ -101,6 +104,7 @@ def sweep(
         )
     check_model(models, objective, validation)
     checks.functions(objective=objective, transform=transform)
+    checks.static(objective=objective, transform=transform, optimizer=optimizer)
     x = np.asarray(owned("x", x))
     checks.held("x", x)
     checks.some_rows("x", x)
@@ -111,6 +115,9 @@ def sweep(
         validation = validated(validation)
     _share_leading_axis("keys and models", (keys, models))
     checks.one_key("each of keys", keys[0])
+    if validation is not None:
+        one = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], models))
+        check_validation(one, *validation, transform)
     settings = jax.tree.map(jnp.asarray, settings)
     _share_leading_axis("settings", settings)
     train = partial(

@@ -106,8 +106,9 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):
             padded_x, padded_ids, padded_weights = _padded(x, ids, weights)
             w = np.zeros((padded_x.shape[1], len(classes)))
             w[:features] = start[1]
+            b = start[2] if self.fit_intercept else np.zeros(len(classes))
             (w, b), certificate = solve(
-                SoftmaxRegression(jnp.asarray(w), jnp.asarray(start[2])),
+                SoftmaxRegression(jnp.asarray(w), jnp.asarray(b)),
                 padded_x,
                 padded_ids,
                 sample_weights=padded_weights,
@@ -186,6 +187,11 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):
         if not (np.isfinite(weights).all() and (weights >= 0).all()):
             raise ValueError(
                 "sample_weight and class_weight must be finite and not negative"
+            )
+        if not weights.any():
+            raise ValueError(
+                "sample_weight times class_weight is zero in all rows: none is left "
+                "to learn from"
             )
         return weights
 

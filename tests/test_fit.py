@@ -1,12 +1,15 @@
 """fit: every row once an epoch, exact evaluation, repeatable, and safe failures."""
 
 import pickle
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jax_softmax import (
     NonFiniteLoss,
@@ -235,6 +238,60 @@ def test_divergence_keeps_a_model_whose_loss_was_finite():
     assert np.isfinite(cross_entropy(kept.logits(x * 1e20), labels)).all()
 
 
+@dataclass
+class Unhashable:
+    def __call__(self, *of):
+        return of
+
+
+class NoPytree:
+    def logits(self, x):
+        return x
+
+
+def test_models_that_are_no_pytree():
+    _, x, labels = problem()
+    for call in (
+        lambda model: fit(model, x, labels, optimizer=MOMENTUM, key=KEY),
+        lambda model: evaluate(model, x, labels),
+    ):
+        with pytest.raises(TypeError, match=r"must be a pytree, got NoPytree: reg"):
+            call(NoPytree())
+        with pytest.raises(TypeError, match=r"an instance, got the class SoftmaxRegr"):
+            call(SoftmaxRegression)
+
+
+def test_fit_is_not_to_be_traced():
+    model, x, labels = problem()
+
+    def train(x):
+        return next(fit(model, x, labels, optimizer=MOMENTUM, key=KEY)).model
+
+    with pytest.raises(TypeError, match="fit runs on the host"):
+        jax.jit(train)(x)
+
+
+def test_the_model_is_copied_at_the_call():
+    model, x, labels = problem()
+    w = model.w.copy()
+    run = fit(model._replace(w=w), x, labels, optimizer=MOMENTUM, key=KEY)
+    w.delete()
+    assert np.isfinite(next(run).train_loss)
+
+
+def test_validation_on_a_mesh_with_explicit_axes():
+    model, x, labels = problem(rows=104)
+    mesh = jax.make_mesh((4,), ("d",))
+    on_all = jax.device_put(model, NamedSharding(mesh, P()))
+    spread = jax.device_put((x, labels), NamedSharding(mesh, P("d")))
+    want = evaluate(model, x, labels)
+    for given in ((model, *spread), (on_all, x, labels), (on_all, *spread)):
+        np.testing.assert_allclose(evaluate(*given), want, rtol=1e-6)
+    arguments = {"optimizer": MOMENTUM, "key": KEY, "validation": (x, labels)}
+    one, four = (next(fit(m, x, labels, **arguments)) for m in (model, on_all))
+    assert four.validation_loss == pytest.approx(one.validation_loss, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -256,6 +313,14 @@ def test_divergence_keeps_a_model_whose_loss_was_finite():
             {"progress": Progress.start({}, MOMENTUM)._replace(losses=np.zeros(2))},
             "progress has done 2 steps of an epoch that has 1: it belongs to another",
         ),
+        ({"validation": 3}, "validation must be a pair, x and labels, got int"),
+        (
+            {"validation": (np.zeros((2, 3)), np.zeros(2, int))},
+            "validation must fit the model and transform: x must have 4 features",
+        ),
+        ({"watch": 3}, "watch must be a function, got int"),
+        ({"transform": Unhashable()}, "transform must be hashable.*got Unhashable"),
+        ({"objective": Unhashable()}, "objective must be hashable.*got Unhashable"),
         ({"optimizer": "adam"}, "optimizer must be one of optax's.*'adam'"),
         (
             {"x": np.full((3, 4), 2**40)},

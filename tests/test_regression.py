@@ -108,9 +108,44 @@ def test_predict_takes_the_largest_logit_and_the_first_of_equals():
             "features must be at least 1, got -1",
         ),
         (lambda model, x: model.init(KEY, 7, 5.0), "classes must be a Python integer"),
+        (lambda model, x: model.init(KEY, 7, 5, dtype=int), "dtype must be floating"),
+        (
+            lambda model, x: jax.tree.map(lambda a: a[None, None], model).predict(x),
+            r"w must be \[features, classes\], got shape \(1, 1, 7, 5\): .*take one",
+        ),
+        (
+            lambda model, x: model.init(jnp.uint32(5), 7, 5),
+            r"key must be a key.*raw numbers of shape \(\)",
+        ),
+        (
+            lambda model, x: model.init(np.array([1, 2, 3], np.uint32), 7, 5),
+            r"key must be a key.*raw numbers of shape \(3,\)",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(batch, call, sentence):
     model, x, _ = batch
     with pytest.raises((ValueError, TypeError), match=sentence):
         call(model, x)
+
+
+def test_a_scale_of_another_type_does_not_decide_the_type_of_w():
+    for scale in (np.float64(0.5), jnp.float32(0.5)):
+        model = SoftmaxRegression.init(KEY, 7, 5, scale=scale, dtype=jnp.bfloat16)
+        assert model.w.dtype == model.b.dtype == jnp.bfloat16
+
+
+def test_the_penalty_of_16_bit_weights_does_not_overflow():
+    model = SoftmaxRegression(jnp.full((3, 4), 300, jnp.float16), jnp.zeros(4))
+    objective = model.objective(jnp.zeros((1, 3)), jnp.zeros(1, int), l2=1e-6)
+    assert objective == pytest.approx(np.log(4) + 1e-6 / 2 * 12 * 300**2, rel=1e-6)
+
+
+def test_lists_of_numbers_are_what_numpy_makes_of_them(our_errors):
+    model = SoftmaxRegression.init(KEY, 2, 3)
+    x = [[1, 2.5], [True, 0]]
+    np.testing.assert_array_equal(model.logits(x), model.logits(np.float32(x)))
+    with pytest.raises(TypeError, match="x must be an array of numbers, got list"):
+        model.logits([[1.0, 2.0], [3.0]])
+    with pytest.raises(ValueError, match="x must fit int32"):
+        model.logits([[1, 2**40]])

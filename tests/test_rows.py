@@ -106,7 +106,7 @@ def test_rows_however_they_are_read(read):
         ),
         (
             lambda s, wanted: ((s.x[rows], s.labels[rows] / 2) for rows in wanted),
-            "the labels that x.read yields must be integer class ids",
+            r"the labels that x.read yields must be integer .*: convert them with ast",
         ),
         (
             lambda s, wanted: (
@@ -114,6 +114,8 @@ def test_rows_however_they_are_read(read):
             ),
             "the rows that x.read yields must fit int32",
         ),
+        (lambda s, wanted: (None for _ in wanted), "must yield pairs.*got NoneType"),
+        (lambda s, wanted: None, "x.read must yield rows.*a generator.*got NoneType"),
     ],
     ids=[
         "nothing",
@@ -123,6 +125,8 @@ def test_rows_however_they_are_read(read):
         "one-hot labels",
         "labels of another type",
         "rows of 64 bits",
+        "None each time",
+        "None",
     ],
 )
 def test_rows_that_are_not_as_asked_for(read, sentence, our_errors):

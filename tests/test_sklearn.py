@@ -82,6 +82,24 @@ def test_a_warm_start_has_little_left_to_do():
         np.testing.assert_allclose(model.coef_, first, atol=1e-8)
 
 
+@pytest.mark.parametrize("solver", ["lbfgs", "newton-cg"])
+def test_a_warm_start_from_hardly_any_penalty(solver):
+    x = np.random.default_rng(2).normal(size=(100, 5))
+    y = x[:, :3].argmax(1)
+    model = SoftmaxClassifier(C=1e8, warm_start=True, solver=solver).fit(x, y)
+    model.set_params(C=1.0).fit(x, y)
+    np.testing.assert_allclose(model.coef_, SoftmaxClassifier().fit(x, y).coef_, 1e-5)
+
+
+def test_without_an_intercept_a_warm_start_has_none():
+    model = SoftmaxClassifier(warm_start=True).fit(X, SPECIES)
+    assert model.intercept_.any()
+    model.set_params(fit_intercept=False).fit(X, SPECIES)
+    assert not model.intercept_.any()
+    want = SoftmaxClassifier(fit_intercept=False).fit(X, SPECIES)
+    np.testing.assert_allclose(model.coef_, want.coef_, atol=1e-5)
+
+
 def test_log_probabilities_where_probabilities_end():
     model = SoftmaxClassifier(C=1e3).fit([[0.0], [1.0]], ["no", "yes"])
     far = [[-1e4], [1e4]]
@@ -109,7 +127,7 @@ def test_too_few_steps_are_said():
         ({"tol": None}, "tol must be finite and not negative, got None"),
         ({"fit_intercept": 0}, "fit_intercept must be True or False, got int"),
         ({"warm_start": "abc"}, "warm_start must be True or False, got str"),
-        ({"max_iter": 2.5}, "max_iter must be a Python integer.*got float"),
+        ({"max_iter": 2.5}, "^max_iter must be a Python integer, got float"),
         ({"max_iter": -1}, "max_iter must be at least 0, got -1"),
         ({"class_weight": {"setosa": np.nan}}, "class_weight must be finite"),
     ],
@@ -117,6 +135,11 @@ def test_too_few_steps_are_said():
 def test_bad_parameters_are_one_sentence(options, sentence, our_errors):
     with pytest.raises((ValueError, TypeError), match=sentence):
         SoftmaxClassifier(**options).fit(X, SPECIES)
+
+
+def test_no_row_that_counts_is_said_in_the_words_of_the_estimator():
+    with pytest.raises(ValueError, match=r"^sample_weight times class_weight is"):
+        SoftmaxClassifier().fit(X, SPECIES, sample_weight=np.zeros(len(X)))
 
 
 @pytest.mark.parametrize("weight", [np.nan, np.inf, -1.0])

@@ -159,6 +159,19 @@ def test_features_of_very_different_sizes_converge(x64, data, solver):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("size", [100, 1e4])
+def test_from_weights_under_which_all_rows_are_certain(x64, data, solver, size):
+    """Where nothing but l2 bends, and a bias not at all."""
+    x, labels = data
+    w = jnp.asarray(size * np.random.default_rng(1).normal(size=(6, 4)))
+    far = SoftmaxRegression(w, jnp.zeros(4))
+    x = x.astype(np.float64)
+    certificate = solve(far, x, labels, solver=solver, l2=0.1).certificate
+    assert certificate.converged, certificate
+    assert certificate.iterations < 100
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_separable_classes_without_a_penalty_say_so(solver):
     x, labels = np.array([[-2.0], [-1.0], [1.0], [2.0]], np.float32), [0, 0, 1, 1]
     model, certificate = solve(
@@ -172,6 +185,14 @@ def test_separable_classes_without_a_penalty_say_so(solver):
     assert not certificate.converged
     assert certificate.distance == np.inf
     assert (np.asarray(cross_entropy(model.logits(x), jnp.array(labels))) < 0.1).all()
+
+
+def test_a_class_without_rows_has_no_best_bias(data):
+    x, labels = data
+    for l2 in (0.0, L2):
+        certificate = solve(start(6, 5), x, labels, l2=l2).certificate
+        assert certificate.converged == (l2 > 0)
+        assert certificate.reason.startswith("a class has no rows") == (l2 == 0)
 
 
 def test_bad_input_names_the_argument(data, our_errors):
@@ -244,6 +265,10 @@ def test_what_converged_says_and_why_agree(data):
         ({"x": np.ones((300, 5))}, r"as w has.*\(300, 5\).*\(6, 4\)"),
         ({"model": start(0), "x": np.ones((300, 0))}, "at least one; got"),
         ({"class_weights": {0: 1.0}}, "class_weights must be an array of 4 numbers"),
+        (
+            {"model": SoftmaxRegression(jnp.zeros((6, 4)), jnp.zeros(3))},
+            r"b must have shape \(4,\), got \(3,\)",
+        ),
         (
             {"sample_weights": np.zeros(300)},
             "sample_weights times class_weights are zero",

@@ -159,6 +159,8 @@ def test_images_stay_as_they_are():
         ({"settings": {}}, "settings must be arrays with a leading axis.*got {}"),
         ({"x": np.ma.masked_array(X)}, "x must not be a masked array"),
         ({"keys": np.arange(2)}, "each of keys must be a key, as jax.random.key"),
+        ({"keys": jax.random.PRNGKey(1)}, "each of keys must be a key.*raw numbers"),
+        ({"validation": (X[:, :1], LABELS)}, "validation must fit the model and tran"),
         ({"objective": "ce"}, "objective must be a function, got str"),
         ({"transform": None}, "transform must be a function, got NoneType"),
         ({"optimizer": optax.sgd(0.1)}, "optimizer must make one of optax's from a"),
