@@ -161,11 +161,10 @@ def doubts(
 ) -> list[str]:
     """Reasons why no one should trust the judge here.
 
-    Differences in float64 are asked where decimals have nothing against the judge only
-    for what else there is to say.
+    Where decimals bear the judge out, float64 differences have nothing to say on that.
     """
     doubts = []
-    sound = line is not None and line.sound
+    differences_count = line is None or not line.sound
     if narrow := narrowing(judged):
         return [
             f"the judge leaves float64 on the way ({narrow}), so it is no better than "
@@ -179,7 +178,7 @@ def doubts(
             index = [int(k) for k in np.unravel_index(flat, block.shape)]
             return f"{block.name}{index}"
 
-        kinks = np.argwhere(seen.kinked[i] & ~sound)
+        kinks = np.argwhere(seen.kinked[i] & differences_count)
         if kinks.size:
             at = tuple(kinks[0])
             # Adding 0 turns -0 into 0.
@@ -189,7 +188,7 @@ def doubts(
                 f"from below and {above:.6g} from above{_more(len(kinks))}"
             )
             continue
-        if block.leaf in seen.crooked and not sound:
+        if block.leaf in seen.crooked and differences_count:
             doubts.append(
                 f"not differentiable in {block.name}: along a random line the slopes "
                 "before and behind this point differ"
@@ -220,7 +219,7 @@ def doubts(
                 f"a kink or a sharp bend is near {name(np.argwhere(beside)[0])}: "
                 "differences reach over it and say little there"
             )
-        wrong = np.argwhere(far & ~beside & ~sound)
+        wrong = np.argwhere(far & ~beside & differences_count)
         if wrong.size:
             at = tuple(wrong[0])
             doubts.append(
