@@ -54,9 +54,12 @@ class TemperatureScaling(NamedTuple):
         z = _wide(logits)
         temperature = checks.scalar("temperature", self.temperature)
         certain = temperature == 0
-        scaled = z / jnp.where(certain, 1, temperature)
-        limit = jnp.where(z == z.max(-1, keepdims=True), 0, -jnp.inf)
-        return jnp.where(certain, limit, jnp.where(jnp.isinf(z), z, scaled))
+        finite = jnp.isfinite(z)
+        beyond = jnp.where(finite, 0, z)  # beside which the division stays finite
+        scaled = jnp.where(finite, z, 0) / jnp.where(certain, 1, temperature) + beyond
+        at_top = (z == z.max(-1, keepdims=True)) & (z > -jnp.inf)
+        limit = jnp.where(at_top, 0, jnp.where(jnp.isnan(z), z, -jnp.inf))
+        return jnp.where(certain, limit, scaled)
 
 
 def temperature_scaling(
@@ -166,8 +169,9 @@ class VectorScaling(NamedTuple):
         z = _wide(logits)
         checks.same_shape("w", self.w, z.shape[-1:])
         w, b = (jnp.broadcast_to(leaf, z.shape) for leaf in self)
-        possible = z != -jnp.inf
-        return jnp.where(possible, w * jnp.where(possible, z, 0) + b, z)
+        finite = jnp.isfinite(z)
+        beyond = jnp.where(z == -jnp.inf, z, lax.stop_gradient(w) * z)
+        return jnp.where(finite, w * jnp.where(finite, z, 0) + b, beyond)
 
 
 def vector_scaling(

@@ -135,6 +135,32 @@ def test_ruled_out_classes_and_certain_labels_take_part_by_their_limit(sample):
     np.testing.assert_array_equal(scaling.logits(z)[-1, :-1], certain[0])
 
 
+def test_scaled_losses_differentiate_beside_ruled_out_classes_and_dropped_rows():
+    z = jnp.array([[-INF, 1, 2], [0, -INF, NAN], [INF, -INF, 0]])
+    y, keep = jnp.array([1, 0, 2]), jnp.array([True, False, False])
+
+    def loss(scaling, z=z, y=y, keep=keep):
+        return js.cross_entropy(scaling.logits(z), y, where=keep).sum()
+
+    for scaling in (
+        js.TemperatureScaling(2.0),
+        js.VectorScaling(jnp.array([1.0, 2, 3]), jnp.zeros(3)),
+    ):
+        of_all = jax.tree.leaves(jax.grad(loss)(scaling))
+        possible = jax.grad(loss)(scaling, jnp.array([[-99.0, 1, 2]]), y[:1], keep[:1])
+        for got, want in zip(of_all, jax.tree.leaves(possible), strict=True):
+            assert np.isfinite(got).all()
+            np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-30)
+
+
+def test_no_temperature_decides_a_row_without_a_possible_class_or_with_a_nan():
+    z = jnp.array([[-INF, -INF], [NAN, 1]])
+    for temperature in (0.0, 1.0, INF):
+        scaled = js.TemperatureScaling(temperature).logits(z)
+        np.testing.assert_array_equal(scaled[0], [-INF, -INF])
+        assert np.isnan(js.softmax(scaled)).all()
+
+
 def test_vector_scaling_is_the_optimum_at_every_scale(sample):
     fit = js.vector_scaling
     for scale in (1e-3, 1, 1e3, 1e9):
