@@ -137,12 +137,7 @@ def _law_of_weights(weights: Array) -> Law:
     rest = compensated_sum(jnp.where(is_top, 0, weights))[..., None] + ties * top
     scores = jnp.where(ruled_out, -jnp.inf, jnp.log(one))
 
-    near = 2 * one > top
-    close = log1p(jnp.where(near, (top - one) / one, 0))
-    ratio = jnp.where(near, 1, top / one)
-    far = jnp.where(jnp.isinf(ratio), jnp.log(top) - jnp.log(one), jnp.log(ratio))
-    drops = jnp.where(near, close, far)
-    drops = jnp.where(ruled_out, jnp.inf, drops)
+    drops = jnp.where(ruled_out, jnp.inf, weight_ratio(top, one))
     log_total = log1p(rest / top)
     log_probs = moving_as(scores - jnp.log(top + rest), -(drops + log_total))
     return Law(
@@ -152,6 +147,16 @@ def _law_of_weights(weights: Array) -> Law:
         moving_as(-scores, drops),
         log_total,
     )
+
+
+def weight_ratio(a: Array, b: Array) -> Array:
+    """log(a / b) of weights > 0, right also where they nearly agree."""
+    least, most = jnp.minimum(a, b), jnp.maximum(a, b)
+    near = 2 * least > most
+    close = log1p(jnp.where(near, most - least, 0) / least)
+    ratio = jnp.where(near, 1, most / least)
+    far = jnp.where(jnp.isinf(ratio), jnp.log(most) - jnp.log(least), jnp.log(ratio))
+    return jnp.sign(a - b) * jnp.where(near, close, far)
 
 
 @jax.custom_jvp

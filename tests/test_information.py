@@ -248,6 +248,44 @@ def test_tables(kind, wide):
     check(mutuals, 8)
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_two_classes(wide):
+    """Where one class has nearly all of both, nothing averages errors out."""
+    rng = np.random.default_rng(7)
+    kind, least = (np.float64, -30) if wide else (np.float32, -14)
+    rare = 10 ** rng.uniform(least, -0.5, 300)
+    for step in (0.1, 1, 3):
+        other = rare * np.exp(rng.normal(0, step, 300))
+        one = np.ones(300)
+        w = [np.stack((one, x), 1).astype(kind) for x in (rare, other)]
+        for make, kl_bound in ((Probs, 7), (Logits, 6)):
+            with jax.enable_x64(wide):
+                p, q = (make(x if make is Probs else np.log(x)) for x in w)
+                got = jax.jit(
+                    lambda p, q: (js.kl_divergence(p, q), js.js_divergence(p, q))
+                )(p, q)
+            kl, halfway = {}, {}
+            for i in range(300):
+                pair = weights(make(p[0][i])), weights(make(q[0][i]))
+                kl[i] = ulps(got[0][i], exact_kl(*pair))
+                halfway[i] = ulps(got[1][i], exact_js(*pair))
+            check(kl, kl_bound)
+            check(halfway, 8)
+
+
+def test_halfway_of_two_that_are_nearly_certain():
+    rng = np.random.default_rng(5)
+    top = rng.uniform(3, 60, 200)
+    z = np.stack((top, 0 * top), 1).astype(np.float32)
+    y = np.stack((top + rng.uniform(-14, 14, 200), 0 * top), 1).astype(np.float32)
+    got = jax.jit(lambda z, y: js.js_divergence(Logits(z), Logits(y)))(z, y)
+    errors = {}
+    for i in range(200):
+        want = exact_js(weights(Logits(z[i])), weights(Logits(y[i])))
+        errors[i] = ulps(got[i], want) if want > 1e-28 else 0
+    check(errors, 6)
+
+
 @KIND
 def test_float64(kind, x64):
     cases = pairs(10, np.float64)
