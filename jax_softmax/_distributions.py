@@ -106,13 +106,16 @@ def _of_kept(
 def _summable(p: Probs, axes: tuple[int, ...]) -> Probs:
     """The same in proportion, halved so often, where it has to be, that sums fit.
 
-    Their inverses too: XLA takes those below the smallest normal number for 0.
+    Their inverses too: XLA takes those below the smallest normal number for 0. Beside a
+    negative weight all are NaN, so that none goes unnoticed where the other's is 0.
     """
     weights = jnp.asarray(p.probs)
     count = math.prod(weights.shape[axis] for axis in axes)
     halved = 0.5 ** math.ceil(math.log2(8 * count))
     huge = weights.max(axes, keepdims=True) > jnp.finfo(weights.dtype).max * halved
-    return Probs(weights * jnp.where(huge, halved, 1).astype(weights.dtype))
+    factor = jnp.where(huge, halved, 1).astype(weights.dtype)
+    negative = (weights < 0).any(axes, keepdims=True)
+    return Probs(weights * jnp.where(negative, jnp.nan, factor))
 
 
 def law(p: Distribution) -> Law:

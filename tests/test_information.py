@@ -572,3 +572,14 @@ def test_weights_may_be_as_far_apart_as_numbers_are():
     far = Probs(jnp.array([1e30, 1e-20]))
     got = js.kl_divergence(Probs(jnp.array([1.0, 1.0])), far)
     np.testing.assert_allclose(got, 50 * np.log(10) / 2 - np.log(2), rtol=1e-6)
+
+
+def test_a_negative_weight_makes_its_row_nan_in_values_and_gradients():
+    p = jnp.array([[1.0, 0, 0], [1, 0, 0]])
+    q = jnp.array([[0.5, -0.1, 0.6], [0.5, 0, 0.5]])
+    for f in (js.kl_divergence, js.cross_entropy_between, js.js_divergence):
+        for pair in ((p, q), (q, p)):
+            spoilt = f(*map(Probs, pair))
+            np.testing.assert_array_equal(np.isnan(spoilt), [True, False])
+        slopes = jax.grad(lambda q, f=f: f(Probs(p), Probs(q)).sum())(q)
+        np.testing.assert_array_equal(np.isnan(slopes).any(-1), [True, False])
