@@ -198,9 +198,14 @@ def score_slope(p: Array, s: Array) -> Array:
 
     s is counted from its value at the largest p, whose entry would cancel otherwise.
     """
-    origin = lax.stop_gradient(row_entry(s, p.argmax(-1))[..., None])
-    s = s - jnp.where(jnp.isfinite(origin), origin, 0)
+    s = s - at_largest(p, s)
     return product(p, s - product(p, s).sum(-1, keepdims=True))
+
+
+def at_largest(p: Array, s: Array) -> Array:
+    """s where p is largest, one class wide; 0 where that is infinite."""
+    origin = lax.stop_gradient(row_entry(s, p.argmax(-1))[..., None])
+    return jnp.where(jnp.isfinite(origin), origin, 0)
 
 
 def product(p: Array, value: Array) -> Array:

@@ -20,6 +20,7 @@ from jax_softmax._distributions import (
     Law,
     Logits,
     Probs,
+    at_largest,
     law,
     moving_as,
     of_kept,
@@ -28,6 +29,7 @@ from jax_softmax._distributions import (
     weight_ratio,
     with_slopes,
 )
+from jax_softmax._entries import row_entry
 from jax_softmax._information import flat, mean_surprise, nats_in
 from jax_softmax._partition import compensated_sum, log1p, two_sum
 
@@ -191,14 +193,15 @@ def mutual_information(
 
 def _cross_entropy(p: Distribution, q: Distribution) -> Array:
     a, b = law(p), law(q)
-    mean, slope = mean_surprise(a, b)
+    slope = score_slope(a.probs, _drops_from_top(a.probs, q, b.drops))
     slopes = slope, _excess(a.probs, b.probs, _log_ratio(p, q, a, b))
-    return with_slopes(mean, slopes, a.scores, b.scores)
+    return with_slopes(mean_surprise(a, b), slopes, a.scores, b.scores)
 
 
 def _kl(p: Distribution, q: Distribution) -> Array:
     a, b = law(p), law(q)
-    return _divergence(a, b.probs, _log_ratio(p, q, a, b), b.scores)
+    d = _log_ratio(p, q, a, b)
+    return _divergence(a, b.probs, d, _from_top(a.probs, d, p, q), b.scores)
 
 
 def _js(p: Distribution, q: Distribution) -> Array:
@@ -207,8 +210,8 @@ def _js(p: Distribution, q: Distribution) -> Array:
     mean = (a.probs + b.probs) / 2
     value = lax.stop_gradient(compensated_sum(product(mean, _two_sided(d))))
     slopes = (
-        score_slope(a.probs, _to_halfway(jnp.where(a.probs == 0, 0, d))) / 2,
-        score_slope(b.probs, _to_halfway(jnp.where(b.probs == 0, 0, -d))) / 2,
+        _slope_to_halfway(a.probs, b.probs, d, _from_top(a.probs, d, p, q)),
+        _slope_to_halfway(b.probs, a.probs, -d, _from_top(b.probs, -d, q, p)),
     )
     return with_slopes(value, slopes, a.scores, b.scores)
 
@@ -233,16 +236,20 @@ def _mutual(joint: Distribution) -> Array:
     for axis, one in 2 * ((-1, one_x), (-2, one_y)):
         mean = _excess(p, product_probs, d).sum(axis, keepdims=True) / one
         d = jnp.where(jnp.isfinite(d), d - jnp.log1p(mean), d)
-    return _divergence(a, flat(product_probs), flat(moving_as(like, d)))
+    d = flat(moving_as(like, d))
+    return _divergence(a, flat(product_probs), d, d)
 
 
-def _divergence(p: Law, q: Array, d: Array, *q_scores: Array) -> Array:
-    """sum p (exp(d) - 1 - d) with d = log(q / p); a shift of d counts by its square."""
+def _divergence(p: Law, q: Array, d: Array, moved: Array, *q_scores: Array) -> Array:
+    """sum p (exp(d) - 1 - d) with d = log(q / p); a shift of d counts by its square.
+
+    The slope in p takes `moved`, which is d but for a constant.
+    """
     far = (d > 2) | (p.probs == 0)
     near_terms = p.probs * _exp_less_line(jnp.where(far, 0, d))
     far_d = jnp.where(far & (p.probs > 0), d, 0)
     terms = jnp.where(far, q - p.probs - p.probs * far_d, near_terms)
-    slopes = score_slope(p.probs, -d), _excess(p.probs, q, d)
+    slopes = score_slope(p.probs, -moved), _excess(p.probs, q, d)
     value = lax.stop_gradient(compensated_sum(terms))
     return with_slopes(value, slopes[: 1 + len(q_scores)], p.scores, *q_scores)
 
@@ -273,6 +280,36 @@ def _log_ratio(p: Distribution, q: Distribution, a: Law, b: Law) -> Array:
             shift = jnp.where(precise, in_sum, 0)
     mean = _excess(a.probs, b.probs, d + shift).sum(-1, keepdims=True)
     return moving_as(like, jnp.where(jnp.isfinite(d), d + (shift - jnp.log1p(mean)), d))
+
+
+def _from_top(p: Array, d: Array, of: Distribution, other: Distribution) -> Array:
+    """d less its value at the largest p. Of Logits it is a difference of differences:
+    d itself has been rounded at its own size."""
+    moved = d - at_largest(p, d)
+    match of, other:
+        case Logits(), Logits():
+            (z, z_low), (y, y_low) = (
+                _below(x, row_entry(x, p.argmax(-1))[..., None])
+                for x in (jnp.asarray(of[0]), jnp.asarray(other[0]))
+            )
+            exact = jnp.isfinite(d) & jnp.isfinite(z) & jnp.isfinite(y)
+            step = _sum(y, -z, jnp.zeros_like(y), y_low - z_low)
+            return moving_as(moved, jnp.where(exact, step, moved))
+    return moved
+
+
+def _drops_from_top(p: Array, q: Distribution, drops: Array) -> Array:
+    """log(q_k / q_j), where k has the largest p: rounded once, as drops are not."""
+    x = jnp.asarray(q[0])
+    top = row_entry(x, p.argmax(-1))[..., None]
+    if isinstance(q, Logits):
+        from_top = top - x
+    else:
+        ruled_in = (x > 0) & (top > 0)
+        one, one_top = (jnp.where(ruled_in, w, 1) for w in (x, top))
+        from_top = jnp.where(ruled_in, weight_ratio(one_top, one), jnp.inf)
+    exact = jnp.isfinite(drops) & jnp.isfinite(from_top)
+    return moving_as(drops, jnp.where(exact, from_top, drops))
 
 
 def _excess(p: Array, q: Array, d: Array) -> Array:
@@ -316,14 +353,28 @@ def _two_sided(d: Array) -> Array:
     return jnp.where(near, x * series, ((1 + size) * log1p(size) + lower) / 2)
 
 
-def _to_halfway(d: Array) -> Array:
-    """log(p / m) = -log((1 + exp(d)) / 2), where m = (p + q) / 2 and d = log(q / p)."""
-    near = jnp.abs(d) < 1
-    grown = _expm1(jnp.where(near, d, 0)) / 2
+def _slope_to_halfway(p: Array, q: Array, d: Array, moved: Array) -> Array:
+    """The slope of JS in the scores of p: of its half, sum p log(p / m).
+
+    From the largest p, where d is d_k, on, log(p / m) has moved by
+    -log((1 + exp(d)) / (1 + exp(d_k))), where m = (p + q) / 2 and d = log(q / p).
+    """
+    origin, q_top = at_largest(p, d), at_largest(p, q)
+    share = q_top / (p.max(-1, keepdims=True) + q_top)  # exp(d_k) / (1 + exp(d_k))
+    share = lax.stop_gradient(share)
+    d, moved = (jnp.where(p == 0, 0, x) for x in (d, moved))
+    near = jnp.abs(moved) < 1
+    grown = _expm1(jnp.where(near, moved, 0)) * share
     below = grown < 0
     size = log1p(jnp.where(below, -grown / (1 + grown), grown))  # of a number >= 0
-    far = math.log(2) - (jnp.maximum(d, 0) + log1p(jnp.exp(-jnp.abs(d))))
-    return jnp.where(near, jnp.where(below, size, -size), far)
+    far = _log_of_one_and(origin) - _log_of_one_and(d)
+    s = jnp.where(near, jnp.where(below, size, -size), far)
+    return score_slope(p, s) / 2
+
+
+def _log_of_one_and(d: Array) -> Array:
+    """log(1 + exp(d))."""
+    return jnp.maximum(d, 0) + log1p(jnp.exp(-jnp.abs(d)))
 
 
 def _below(z: Array, top: Array) -> tuple[Array, Array]:

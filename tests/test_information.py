@@ -431,6 +431,30 @@ def test_gradients():
         )
 
 
+LEADERS = {
+    # p, q: what leads in p is nearly as likely in one as in the other under q, by far
+    "unlikely": ([0, 0, -20], [0, 1e-6, 3]),
+    "impossible": ([0, 0, -80], [0, 1e-6, 50]),
+    "unequal": ([0, 1e-3, -20], [0, 1.1e-3, 8]),
+    "far off": ([1e4, 1e4, 9990], [-50, -50 + 1e-5, 0]),
+    "likely": ([-30, -30, 0], [2, 2 + 1e-6, 0]),
+    "alike": ([0, 0.5, -20], [3, 3.5 + 1e-6, 3]),
+}
+
+
+@pytest.mark.parametrize("f", PAIRS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_where_the_leading_classes_tie(f, kind):
+    of, reference, _ = PAIRS[f]
+    if kind == "probs" and f != "cross_entropy_between":
+        pytest.skip("their own rounding is larger")
+    gradient = jax.jit(jax.grad(lambda z, y: of(Logits(z), y)))
+    for name, (z, y) in LEADERS.items():
+        z, q = np.float32(z), KINDS[kind](np.float32(y))
+        p = weights(Logits(z))
+        check_gradient(name, gradient(z, q), lambda p, q=q: reference(p, weights(q)), p)
+
+
 def test_gradient_in_probabilities_is_along_the_simplex():
     z, y = pairs(6)["one ruled out, 0.0001 apart"]
     p, q = as_probs(z), as_probs(y)
