@@ -69,7 +69,7 @@ def _reliability(rows: "ScoredRows", bins: int, equal_mass: bool) -> Reliability
     else:
         index = _equal_width(confidence, bins)
     found = _means(index, rows.keep, bins, confidence, hit)
-    return Reliability(*(jnp.where(rows.sound, x, jnp.nan) for x in found))
+    return Reliability(*(x * _sound_or_nan(rows.sound, x) for x in found))
 
 
 def expected_calibration_error(
@@ -121,7 +121,7 @@ def brier_score(
 
     Args:
         probs: probabilities, as softmax gives them.
-        labels: in [0, classes). Any other id gives NaN.
+        labels: in [0, classes). Any other id makes the row's score and gradient NaN.
 
     Returns:
         One score per row, in at least float32. Average with mean_loss. (Brier, 1950.)
@@ -137,8 +137,8 @@ def brier_score(
     labels = checks.class_ids("labels", labels, probs.shape[:-1])
     p = checks.wide(probs)
     known, column = known_label(labels, p.shape[-1])
-    score = jnp.square(p - jax.nn.one_hot(column, p.shape[-1], dtype=p.dtype)).sum(-1)
-    return jnp.where(known, score, jnp.nan)
+    p = p * _sound_or_nan(known, p)[..., None]
+    return jnp.square(p - jax.nn.one_hot(column, p.shape[-1], dtype=p.dtype)).sum(-1)
 
 
 class BrierParts(NamedTuple):
@@ -208,7 +208,13 @@ def _brier_parts(rows: "ScoredRows", bins: int) -> BrierParts:
     p = rows.scores
     y = jax.nn.one_hot(rows.labels, p.shape[-1], dtype=p.dtype)
     parts = jax.vmap(parts_of_class, in_axes=1)(p, y)
-    return BrierParts(*(jnp.where(rows.sound, part.sum(), jnp.nan) for part in parts))
+    sums = [part.sum() for part in parts]
+    return BrierParts(*(total * _sound_or_nan(rows.sound, total) for total in sums))
+
+
+def _sound_or_nan(sound: Array, like: Array) -> Array:
+    """1 or NaN, to multiply by: a NaN that is only chosen would not reach gradients."""
+    return jnp.where(sound, 1, jnp.nan).astype(like.dtype)
 
 
 class ScoredRows(NamedTuple):
