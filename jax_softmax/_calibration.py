@@ -165,10 +165,17 @@ class VectorScaling(NamedTuple):
     def logits(
         self, logits: Float[ArrayLike, "*batch classes"]
     ) -> Float[Array, "*batch classes"]:
-        """The rescaled logits. A class that is ruled out (-inf) remains so."""
+        """The rescaled logits. A class that is ruled out (-inf) remains so.
+
+        Raises:
+            TypeError: logits, w or b are not floating point.
+            ValueError: w or b is not one number for each class.
+        """
         z = _wide(logits)
-        checks.same_shape("w", self.w, z.shape[-1:])
-        w, b = (jnp.broadcast_to(leaf, z.shape) for leaf in self)
+        w, b = checks.floating("w", self.w), checks.floating("b", self.b)
+        checks.same_shape("w", w, z.shape[-1:])
+        checks.same_shape("b", b, z.shape[-1:])
+        w, b = (jnp.broadcast_to(leaf, z.shape) for leaf in (w, b))
         finite = jnp.isfinite(z)
         beyond = jnp.where(z == -jnp.inf, z, lax.stop_gradient(w) * z)
         return jnp.where(finite, w * jnp.where(finite, z, 0) + b, beyond)
@@ -204,7 +211,7 @@ def vector_scaling(
     Raises:
         TypeError: logits are not floating point, or labels not integers.
         ValueError: labels or where are not shaped like the rows of logits, or l2 is not
-            above 0 and finite.
+            above 0 and finite in the type of the sums.
 
     >>> logits = jnp.array([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
     >>> scaling = vector_scaling(logits, jnp.array([0, 0, 1, 1]))
@@ -212,9 +219,11 @@ def vector_scaling(
     0.667
     """
     l2 = checks.number("l2", l2)
-    if not l2 > 0:
-        raise ValueError(f"l2 must be above 0, got {l2}")
-    return _vectors(*_checked(logits, labels, where), l2)
+    logits, labels, keep = _checked(logits, labels, where)
+    held = jnp.finfo(checks.accumulation_dtype(logits))
+    if not float(held.tiny) <= l2 <= float(held.max):
+        raise ValueError(f"l2 must be a {held.dtype} number above 0, got {l2}")
+    return _vectors(logits, labels, keep, l2)
 
 
 @traced_once(static_argnames="l2")

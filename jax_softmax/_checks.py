@@ -128,9 +128,13 @@ def number(name: str, value: float) -> float:
             f"{name} must be a Python number, known while tracing (under jit, a static "
             f"argument), got {type(value).__name__}"
         )
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {reprlib.repr(value)}")
+    return number
 
 
 def integer(name: str, value: int) -> int:

@@ -75,6 +75,8 @@ def of_kept(
         x = checks.scores(name, p[0])
         if x.ndim < event_rank:
             raise ValueError(f"{name} must be a table of two axes, got shape {x.shape}")
+        if 0 in x.shape[-event_rank:]:
+            raise ValueError(f"{name} must hold at least one class, got {x.shape}")
         if arrays:
             checks.same_shape(name, x, arrays[0].shape)
         arrays.append(x)

@@ -572,6 +572,21 @@ def test_textbook_examples():
     np.testing.assert_allclose(mutual, joint - of_x - of_y, atol=3e-7)
 
 
+@pytest.mark.parametrize(
+    "f", [js.mutual_information, lambda p: js.conditional_entropy(p, given=-1)]
+)
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_a_table_without_a_class_is_an_error_that_names_it(f, shape):
+    for kind, name in ((Logits, "joint.logits"), (Probs, "joint.probs")):
+        with pytest.raises(ValueError, match=f"{name} must h.*at least one class"):
+            f(kind(jnp.ones(shape)))
+
+
+def test_a_base_beyond_any_float():
+    with pytest.raises(ValueError, match="base must be finite, got 1000"):
+        js.entropy(Probs(jnp.ones(3)), base=10**400)
+
+
 def test_limits():
     nan, inf = np.nan, np.inf
     z = jnp.array([[-inf, -inf], [1, inf], [inf, inf], [0, -inf], [nan, 0]])
