@@ -89,7 +89,8 @@ def temperature_scaling(
         T, in at least float32, to the rounding of that mean. Without an optimum T is
         its limit: 0 where every label has its row's largest logit, so that more
         certainty always fits better; inf where the logits are no help, so that equal
-        probabilities fit best. Its derivative in the logits is the optimum's.
+        probabilities fit best. Its first two derivatives in the logits are the
+        optimum's.
 
     Raises:
         TypeError: logits are not floating point, or labels not integers.
@@ -145,7 +146,11 @@ def _temperature(logits: Array, labels: Array, keep: Array) -> TemperatureScalin
     slope, curvature = _slope_and_curvature(above, s, keep)
     curvature = lax.stop_gradient(curvature)
     usual = ~useless & ~separable & (curvature > 0)
-    s = s - jnp.where(usual, slope / jnp.where(usual, curvature, 1), 0)
+    curvature = jnp.where(usual, curvature, 1)
+    s = s - jnp.where(usual, slope / curvature, 0)
+    # Once more, for the second derivative.
+    slope, _ = _slope_and_curvature(above, s, keep)
+    s = s - jnp.where(usual, slope / curvature, 0)
     temperature = jnp.where(useless, jnp.inf, jnp.where(separable, 0, scale / s))
     return TemperatureScaling(jnp.where(sound, temperature, jnp.nan))
 
@@ -206,7 +211,7 @@ def vector_scaling(
 
     Returns:
         The optimum, to the rounding of its gradient; NaN where rounding kept it out of
-        reach. Its derivative in the logits is the optimum's.
+        reach. Its first two derivatives in the logits are the optimum's.
 
     Raises:
         TypeError: logits are not floating point, or labels not integers.
@@ -279,8 +284,9 @@ def _vectors(logits: Array, labels: Array, keep: Array, l2: float) -> VectorScal
     most = jnp.asarray(jnp.finfo(z.dtype).max / 2)
     begin = _Descent(start, most, 0 * start, jnp.inf * most, 0 * most + 1, jnp.int32(0))
     found = lax.while_loop(unfinished, attempt, begin)
-    # One more, whole step: beyond the objective's rounding, and for the derivative.
+    # Two more, whole steps: beyond the objective's rounding, and for two derivatives.
     theta = found.theta - newton_step(found.theta, rows)[1]
+    theta = theta - newton_step(theta, rows)[1]
     return VectorScaling(*jnp.split(jnp.where(far(found), jnp.nan, theta), 2))
 
 

@@ -213,6 +213,20 @@ def test_scalings_jit_vmap_drop_rows_and_differentiate(sample, fit):
         np.testing.assert_allclose(slope, rise, rtol=1e-6)
 
 
+@pytest.mark.parametrize("fit", [js.temperature_scaling, js.vector_scaling])
+def test_second_derivatives_of_scalings_are_the_optimums(fit, sample):
+    with jax.enable_x64(True):
+        z, y = sample[0][:60].astype(np.float64), sample[1][:60]
+        along = np.random.default_rng(1).normal(size=z.shape)
+
+        def first(t):
+            return jax.tree.leaves(fit(z + t * along, y))[0].sum()
+
+        slope, h = jax.jit(jax.grad(first)), 1e-4
+        rise = (slope(h) - slope(-h)) / (2 * h)
+        np.testing.assert_allclose(jax.grad(slope)(0.0), rise, rtol=1e-5)
+
+
 # Reliability
 
 
