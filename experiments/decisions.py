@@ -48,6 +48,7 @@ from jax_softmax import (
 
 FEW, BY_HEART_EPOCHS = 1000, 300
 MISS_RATES = (0.2, 0.1, 0.05, 0.01)
+MOST_SPLITS = 1000  # all are in memory at once
 PRICES = np.linspace(0, 0.9, 37)
 
 
@@ -94,6 +95,10 @@ class Findings(NamedTuple):
 def run(settings: Settings) -> None:
     """Measure, print, save."""
     at_least(1, settings, "splits")
+    if settings.splits > MOST_SPLITS:
+        raise BadInput(
+            f"--splits must be at most {MOST_SPLITS}, got {settings.splits}."
+        )
     above_zero(settings, "times")
     takes_seed(settings)
     settings = quickened(settings, splits=3)

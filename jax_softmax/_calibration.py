@@ -49,9 +49,12 @@ class TemperatureScaling(NamedTuple):
         z = _wide(logits)
         temperature = checks.scalar("temperature", self.temperature)
         certain = temperature == 0
-        scaled = z / jnp.where(certain, 1, temperature)
-        limit = jnp.where(z == z.max(-1, keepdims=True), 0, -jnp.inf)
-        return jnp.where(certain, limit, jnp.where(jnp.isinf(z), z, scaled))
+        finite = jnp.isfinite(z)
+        beyond = jnp.where(finite, 0, z)  # beside which the division stays finite
+        scaled = jnp.where(finite, z, 0) / jnp.where(certain, 1, temperature) + beyond
+        at_top = (z == z.max(-1, keepdims=True)) & (z > -jnp.inf)
+        limit = jnp.where(at_top, 0, jnp.where(jnp.isnan(z), z, -jnp.inf))
+        return jnp.where(certain, limit, scaled)
 
 
 def temperature_scaling(
@@ -81,7 +84,8 @@ def temperature_scaling(
         T, in at least float32, to the rounding of that mean. Without an optimum T is
         its limit: 0 where every label has its row's largest logit, so that more
         certainty always fits better; inf where the logits are no help, so that equal
-        probabilities fit best. Its derivative in the logits is the optimum's.
+        probabilities fit best. Its first two derivatives in the logits are the
+        optimum's.
 
     Raises:
         TypeError: logits are not floating point, or labels not integers.
@@ -137,7 +141,11 @@ def _temperature(logits: Array, labels: Array, keep: Array) -> TemperatureScalin
     slope, curvature = _slope_and_curvature(above, s, keep)
     curvature = lax.stop_gradient(curvature)
     usual = ~useless & ~separable & (curvature > 0)
-    s = s - jnp.where(usual, slope / jnp.where(usual, curvature, 1), 0)
+    curvature = jnp.where(usual, curvature, 1)
+    s = s - jnp.where(usual, slope / curvature, 0)
+    # Once more, for the second derivative.
+    slope, _ = _slope_and_curvature(above, s, keep)
+    s = s - jnp.where(usual, slope / curvature, 0)
     temperature = jnp.where(useless, jnp.inf, jnp.where(separable, 0, scale / s))
     return TemperatureScaling(jnp.where(sound, temperature, jnp.nan))
 
@@ -157,12 +165,20 @@ class VectorScaling(NamedTuple):
     def logits(
         self, logits: Float[ArrayLike, "*batch classes"]
     ) -> Float[Array, "*batch classes"]:
-        """The rescaled logits. A class that is ruled out (-inf) remains so."""
+        """The rescaled logits. A class that is ruled out (-inf) remains so.
+
+        Raises:
+            TypeError: logits, w or b are not floating point.
+            ValueError: w or b is not one number for each class.
+        """
         z = _wide(logits)
-        checks.same_shape("w", self.w, z.shape[-1:])
-        w, b = (jnp.broadcast_to(leaf, z.shape) for leaf in self)
-        possible = z != -jnp.inf
-        return jnp.where(possible, w * jnp.where(possible, z, 0) + b, z)
+        w, b = checks.floating("w", self.w), checks.floating("b", self.b)
+        checks.same_shape("w", w, z.shape[-1:])
+        checks.same_shape("b", b, z.shape[-1:])
+        w, b = (jnp.broadcast_to(leaf, z.shape) for leaf in (w, b))
+        finite = jnp.isfinite(z)
+        beyond = jnp.where(z == -jnp.inf, z, lax.stop_gradient(w) * z)
+        return jnp.where(finite, w * jnp.where(finite, z, 0) + b, beyond)
 
 
 def vector_scaling(
@@ -190,12 +206,12 @@ def vector_scaling(
 
     Returns:
         The optimum, to the rounding of its gradient; NaN where rounding kept it out of
-        reach. Its derivative in the logits is the optimum's.
+        reach. Its first two derivatives in the logits are the optimum's.
 
     Raises:
         TypeError: logits are not floating point, or labels not integers.
         ValueError: labels or where are not shaped like the rows of logits, or l2 is not
-            above 0 and finite.
+            above 0 and finite in the type of the sums.
 
     >>> logits = jnp.array([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
     >>> scaling = vector_scaling(logits, jnp.array([0, 0, 1, 1]))
@@ -203,9 +219,11 @@ def vector_scaling(
     0.667
     """
     l2 = checks.number("l2", l2)
-    if not l2 > 0:
-        raise ValueError(f"l2 must be above 0, got {l2}")
-    return _vectors(*checks.labelled("logits", logits, labels, where), l2)
+    logits, labels, keep = checks.labelled("logits", logits, labels, where)
+    held = jnp.finfo(checks.accumulation_dtype(logits))
+    if not float(held.tiny) <= l2 <= float(held.max):
+        raise ValueError(f"l2 must be a {held.dtype} number above 0, got {l2}")
+    return _vectors(logits, labels, keep, l2)
 
 
 @traced_once(static_argnames="l2")
@@ -261,8 +279,9 @@ def _vectors(logits: Array, labels: Array, keep: Array, l2: float) -> VectorScal
     most = jnp.asarray(jnp.finfo(z.dtype).max / 2)
     begin = _Descent(start, most, 0 * start, jnp.inf * most, 0 * most + 1, jnp.int32(0))
     found = lax.while_loop(unfinished, attempt, begin)
-    # One more, whole step: beyond the objective's rounding, and for the derivative.
+    # Two more, whole steps: beyond the objective's rounding, and for two derivatives.
     theta = found.theta - newton_step(found.theta, rows)[1]
+    theta = theta - newton_step(theta, rows)[1]
     return VectorScaling(*jnp.split(jnp.where(far(found), jnp.nan, theta), 2))
 
 

@@ -133,9 +133,13 @@ def number(name: str, value: float) -> float:
     scalar = isinstance(value, Array | np.ndarray) and value.ndim == 0
     if isinstance(value, Tracer) or not (scalar or isinstance(value, Real)):
         raise TypeError(_not_static(name, "number", value))
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {reprlib.repr(value)}")
+    return number
 
 
 def integer(name: str, value: int) -> int:

@@ -61,7 +61,8 @@ def least_cost_decision(
     Args:
         probs: calibrated probabilities.
         costs: of deciding j when i is true; finite.
-        abstention_cost: of making no decision and, say, asking a human.
+        abstention_cost: of making no decision and, say, asking a human. NaN abstains
+            from all.
 
     Returns:
         Decisions, of equal ones the first. -1 is no decision: where abstaining costs
@@ -132,7 +133,7 @@ def decision_costs(
     >>> print(decision_costs(jnp.array([0, 0, 1]), jnp.array([0, 1, 0]), costs))
     [ 0. 50.  1.]
     """
-    batch = jnp.shape(labels)
+    batch = _shape_of(labels)
     labels = checks.class_ids("labels", labels, batch)
     decisions = checks.class_ids("decisions", decisions, batch)
     table = checks.wide(_table(costs))
@@ -218,7 +219,7 @@ def confusion_matrix(
      [0. 1.]]
     """
     classes = checks.at_least(1, "classes", classes)
-    batch = jnp.shape(labels)
+    batch = _shape_of(labels)
     i_known, i = known_label(checks.class_ids("labels", labels, batch), classes)
     j_known, j = known_label(checks.class_ids("decisions", decisions, batch), classes)
     keep = checks.row_mask("where", where, batch)
@@ -226,6 +227,10 @@ def confusion_matrix(
     counts = empty.at[i, j].add(keep.astype(jnp.int32))
     sound = (i_known & j_known | ~keep).all()
     return jnp.where(sound, counts.astype(jnp.float32), jnp.nan)
+
+
+def _shape_of(labels: ArrayLike) -> tuple[int, ...]:
+    return checks.array_of("labels", checks.not_wrapped(labels)).shape
 
 
 def _table(costs: ArrayLike) -> Array:

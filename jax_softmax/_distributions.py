@@ -75,6 +75,8 @@ def of_kept(
         x = checks.scores(name, p[0])
         if x.ndim < event_rank:
             raise ValueError(f"{name} must be a table of two axes, got shape {x.shape}")
+        if 0 in x.shape[-event_rank:]:
+            raise ValueError(f"{name} must hold at least one class, got {x.shape}")
         if arrays:
             checks.same_shape(name, x, arrays[0].shape)
         arrays.append(x)
@@ -106,13 +108,16 @@ def _of_kept(
 def _summable(p: Probs, axes: tuple[int, ...]) -> Probs:
     """The same in proportion, halved so often, where it has to be, that sums fit.
 
-    Their inverses too: XLA takes those below the smallest normal number for 0.
+    Their inverses too: XLA takes those below the smallest normal number for 0. Beside a
+    negative weight all are NaN, so that none goes unnoticed where the other's is 0.
     """
     weights = jnp.asarray(p.probs)
     count = math.prod(weights.shape[axis] for axis in axes)
     halved = 0.5 ** math.ceil(math.log2(8 * count))
     huge = weights.max(axes, keepdims=True) > jnp.finfo(weights.dtype).max * halved
-    return Probs(weights * jnp.where(huge, halved, 1).astype(weights.dtype))
+    factor = jnp.where(huge, halved, 1).astype(weights.dtype)
+    negative = (weights < 0).any(axes, keepdims=True)
+    return Probs(weights * jnp.where(negative, jnp.nan, factor))
 
 
 def law(p: Distribution) -> Law:
@@ -137,17 +142,22 @@ def _law_of_weights(weights: Array) -> Law:
     rest = compensated_sum(jnp.where(is_top, 0, weights))[..., None] + ties * top
     scores = jnp.where(ruled_out, -jnp.inf, jnp.log(one))
 
-    near = 2 * one > top
-    close = log1p(jnp.where(near, (top - one) / one, 0))
-    ratio = jnp.where(near, 1, top / one)
-    far = jnp.where(jnp.isinf(ratio), jnp.log(top) - jnp.log(one), jnp.log(ratio))
-    drops = jnp.where(near, close, far)
-    drops = jnp.where(ruled_out, jnp.inf, drops)
+    drops = jnp.where(ruled_out, jnp.inf, weight_ratio(top, one))
     log_total = log1p(rest / top)
     log_probs = moving_as(scores - jnp.log(top + rest), -(drops + log_total))
     return Law(
         scores, weights / (top + rest), log_probs, moving_as(-scores, drops), log_total
     )
+
+
+def weight_ratio(a: Array, b: Array) -> Array:
+    """log(a / b) of weights > 0, right also where they nearly agree."""
+    least, most = jnp.minimum(a, b), jnp.maximum(a, b)
+    near = 2 * least > most
+    close = log1p(jnp.where(near, most - least, 0) / least)
+    ratio = jnp.where(near, 1, most / least)
+    far = jnp.where(jnp.isinf(ratio), jnp.log(most) - jnp.log(least), jnp.log(ratio))
+    return jnp.sign(a - b) * jnp.where(near, close, far)
 
 
 @jax.custom_jvp
@@ -186,9 +196,14 @@ def score_slope(p: Array, s: Array) -> Array:
 
     s is counted from its value at the largest p, whose entry would cancel otherwise.
     """
-    origin = lax.stop_gradient(row_entry(s, p.argmax(-1))[..., None])
-    s = s - jnp.where(jnp.isfinite(origin), origin, 0)
+    s = s - at_largest(p, s)
     return product(p, s - product(p, s).sum(-1, keepdims=True))
+
+
+def at_largest(p: Array, s: Array) -> Array:
+    """s where p is largest, one class wide; 0 where that is infinite."""
+    origin = lax.stop_gradient(row_entry(s, p.argmax(-1))[..., None])
+    return jnp.where(jnp.isfinite(origin), origin, 0)
 
 
 def product(p: Array, value: Array) -> Array:

@@ -20,13 +20,16 @@ from jax_softmax._distributions import (
     Law,
     Logits,
     Probs,
+    at_largest,
     law,
     moving_as,
     of_kept,
     product,
     score_slope,
+    weight_ratio,
     with_slopes,
 )
+from jax_softmax._entries import row_entry
 from jax_softmax._exponential import two_sum
 from jax_softmax._information import flat, mean_surprise, nats_in
 from jax_softmax._partition import compensated_sum, log1p
@@ -90,8 +93,8 @@ def kl_divergence(
         where: rows to keep. A dropped row is 0 and has gradient exactly 0.
 
     Returns:
-        KL >= 0, within 6 ULP if both are Logits, or both Probs with the same sum. If
-        one is Logits and the other Probs, the rounding of the probabilities
+        KL >= 0, within 6 ULP if both are Logits, and 7 if both are Probs with the same
+        sum. If one is Logits and the other Probs, the rounding of the probabilities
         themselves adds up to 1e-6 sqrt(KL).
 
     Raises:
@@ -139,7 +142,8 @@ def js_divergence(
         where: rows to keep. A dropped row is 0 and has gradient exactly 0.
 
     Returns:
-        0 <= JS <= log 2, as accurate as kl_divergence.
+        0 <= JS <= log 2, within 8 ULP if both are Logits, or both Probs with the same
+        sum; otherwise as accurate as kl_divergence.
 
     Raises:
         TypeError: p or q does not say what it is, or is not floating point, or base no
@@ -190,26 +194,25 @@ def mutual_information(
 
 def _cross_entropy(p: Distribution, q: Distribution) -> Array:
     a, b = law(p), law(q)
-    mean, slope = mean_surprise(a, b)
+    slope = score_slope(a.probs, _drops_from_top(a.probs, q, b.drops))
     slopes = slope, _excess(a.probs, b.probs, _log_ratio(p, q, a, b))
-    return with_slopes(mean, slopes, a.scores, b.scores)
+    return with_slopes(mean_surprise(a, b), slopes, a.scores, b.scores)
 
 
 def _kl(p: Distribution, q: Distribution) -> Array:
     a, b = law(p), law(q)
-    return _divergence(a, b.probs, _log_ratio(p, q, a, b), b.scores)
+    d = _log_ratio(p, q, a, b)
+    return _divergence(a, b.probs, d, _from_top(a.probs, d, p, q), b.scores)
 
 
 def _js(p: Distribution, q: Distribution) -> Array:
     a, b = law(p), law(q)
     d = _log_ratio(p, q, a, b)
-    less = _expm1(-jnp.abs(d))
-    h = -jnp.sign(d) * less / (2 + less)
     mean = (a.probs + b.probs) / 2
-    value = lax.stop_gradient(compensated_sum(product(mean, _two_sided(h))))
+    value = lax.stop_gradient(compensated_sum(product(mean, _two_sided(d))))
     slopes = (
-        score_slope(a.probs, _to_halfway(jnp.where(a.probs == 0, 0, d))) / 2,
-        score_slope(b.probs, _to_halfway(jnp.where(b.probs == 0, 0, -d))) / 2,
+        _slope_to_halfway(a.probs, b.probs, d, _from_top(a.probs, d, p, q)),
+        _slope_to_halfway(b.probs, a.probs, -d, _from_top(b.probs, -d, q, p)),
     )
     return with_slopes(value, slopes, a.scores, b.scores)
 
@@ -234,16 +237,20 @@ def _mutual(joint: Distribution) -> Array:
     for axis, one in 2 * ((-1, one_x), (-2, one_y)):
         mean = _excess(p, product_probs, d).sum(axis, keepdims=True) / one
         d = jnp.where(jnp.isfinite(d), d - jnp.log1p(mean), d)
-    return _divergence(a, flat(product_probs), flat(moving_as(like, d)))
+    d = flat(moving_as(like, d))
+    return _divergence(a, flat(product_probs), d, d)
 
 
-def _divergence(p: Law, q: Array, d: Array, *q_scores: Array) -> Array:
-    """sum p (exp(d) - 1 - d) with d = log(q / p); a shift of d counts by its square."""
+def _divergence(p: Law, q: Array, d: Array, moved: Array, *q_scores: Array) -> Array:
+    """sum p (exp(d) - 1 - d) with d = log(q / p); a shift of d counts by its square.
+
+    The slope in p takes `moved`, which is d but for a constant.
+    """
     far = (d > 2) | (p.probs == 0)
     near_terms = p.probs * _exp_less_line(jnp.where(far, 0, d))
     far_d = jnp.where(far & (p.probs > 0), d, 0)
     terms = jnp.where(far, q - p.probs - p.probs * far_d, near_terms)
-    slopes = score_slope(p.probs, -d), _excess(p.probs, q, d)
+    slopes = score_slope(p.probs, -moved), _excess(p.probs, q, d)
     value = lax.stop_gradient(compensated_sum(terms))
     return with_slopes(value, slopes[: 1 + len(q_scores)], p.scores, *q_scores)
 
@@ -252,7 +259,8 @@ def _log_ratio(p: Distribution, q: Distribution, a: Law, b: Law) -> Array:
     """log(q_j / p_j): +inf where p alone is 0, -inf where q alone is, 0 where both."""
     ruled_out = (a.probs == 0) & (b.probs == 0)
     log_p, log_q = (jnp.where(ruled_out, 0, x.log_probs) for x in (a, b))
-    d = like = log_q - log_p
+    like = log_q - log_p
+    d, shift = like, 0
     match p, q:
         case Logits(), Logits():
             (z, z_low), (y, y_low) = (
@@ -263,13 +271,45 @@ def _log_ratio(p: Distribution, q: Distribution, a: Law, b: Law) -> Array:
             d = jnp.where(exact, precise, like)
         case Probs(), Probs():
             u, v = jnp.asarray(p[0]), jnp.asarray(q[0])
-            near = (u > 0) & (2 * u >= v) & (2 * v >= u)
-            least = jnp.where(near, jnp.minimum(u, v), 1)
-            size = log1p(jnp.where(near, jnp.abs(v - u), 0) / least)
+            ruled_in = (u > 0) & (v > 0)
+            one_u, one_v = (jnp.where(ruled_in, x, 1) for x in (u, v))
             in_sum = jnp.log(u.sum(-1, keepdims=True) / v.sum(-1, keepdims=True))
-            d = jnp.where(near, jnp.sign(v - u) * size + in_sum, like)
-    mean = _excess(a.probs, b.probs, d).sum(-1, keepdims=True)
-    return moving_as(like, jnp.where(jnp.isfinite(d), d - jnp.log1p(mean), d))
+            # Beside a larger term the two logarithms' own rounding is the smaller one.
+            precise = ruled_in & (jnp.abs(in_sum) < 1)
+            d = jnp.where(precise, weight_ratio(one_v, one_u), like)
+            shift = jnp.where(precise, in_sum, 0)
+    mean = _excess(a.probs, b.probs, d + shift).sum(-1, keepdims=True)
+    return moving_as(like, jnp.where(jnp.isfinite(d), d + (shift - jnp.log1p(mean)), d))
+
+
+def _from_top(p: Array, d: Array, of: Distribution, other: Distribution) -> Array:
+    """d less its value at the largest p. Of Logits it is a difference of differences:
+    d itself has been rounded at its own size."""
+    moved = d - at_largest(p, d)
+    match of, other:
+        case Logits(), Logits():
+            (z, z_low), (y, y_low) = (
+                _below(x, row_entry(x, p.argmax(-1))[..., None])
+                for x in (jnp.asarray(of[0]), jnp.asarray(other[0]))
+            )
+            exact = jnp.isfinite(d) & jnp.isfinite(z) & jnp.isfinite(y)
+            step = _sum(y, -z, jnp.zeros_like(y), y_low - z_low)
+            return moving_as(moved, jnp.where(exact, step, moved))
+    return moved
+
+
+def _drops_from_top(p: Array, q: Distribution, drops: Array) -> Array:
+    """log(q_k / q_j), where k has the largest p: rounded once, as drops are not."""
+    x = jnp.asarray(q[0])
+    top = row_entry(x, p.argmax(-1))[..., None]
+    if isinstance(q, Logits):
+        from_top = top - x
+    else:
+        ruled_in = (x > 0) & (top > 0)
+        one, one_top = (jnp.where(ruled_in, w, 1) for w in (x, top))
+        from_top = jnp.where(ruled_in, weight_ratio(one_top, one), jnp.inf)
+    exact = jnp.isfinite(drops) & jnp.isfinite(from_top)
+    return moving_as(drops, jnp.where(exact, from_top, drops))
 
 
 def _excess(p: Array, q: Array, d: Array) -> Array:
@@ -287,37 +327,54 @@ def _expm1(d: Array) -> Array:
 
 def _exp_less_line(d: Array) -> Array:
     """exp(d) - 1 - d >= 0 for d <= 2, within 4 ULP, near 0 by Taylor's series."""
-    near = jnp.abs(d) < 1
-    x, far = jnp.where(near, d, 0), jnp.where(near, 1, d)
-    last = 12 if jnp.finfo(d.dtype).bits == 32 else 20
+    near = d > -1
+    x, far = jnp.where(near, d, 0), jnp.where(near, -1, d)
+    last = 14 if jnp.finfo(d.dtype).bits == 32 else 23
     series = jnp.full_like(x, 1 / math.factorial(last))
     for n in range(last - 1, 1, -1):
         series = series * x + 1 / math.factorial(n)
     return jnp.where(near, x * x * series, (jnp.exp(far) - 1) - far)
 
 
-def _two_sided(h: Array) -> Array:
-    """((1 + h) log(1 + h) + (1 - h) log(1 - h)) / 2, near 0 by its even series."""
-    size = jnp.abs(h)
-    near = size < 0.5
-    x = jnp.where(near, h * h, 0)
-    last = 11 if jnp.finfo(h.dtype).bits == 32 else 26
+def _two_sided(d: Array) -> Array:
+    """((1 + h) log(1 + h) + (1 - h) log(1 - h)) / 2 of h = tanh(d / 2): JS per m_j.
+
+    By its even series in h, but where |h| is near 1; there 1 - |h| is no difference.
+    """
+    less, e = _expm1(-jnp.abs(d)), jnp.exp(-jnp.abs(d))
+    size, rest = -less / (1 + e), 2 * e / (1 + e)  # |h| and 1 - |h|
+    near = size < 0.7
+    x = jnp.where(near, size * size, 0)
+    last = 16 if jnp.finfo(d.dtype).bits == 32 else 42
     series = jnp.full_like(x, 1 / (2 * last * (2 * last - 1)))
     for n in range(last - 1, 0, -1):
         series = series * x + 1 / (2 * n * (2 * n - 1))
-    rest = 1 - size
     lower = rest * jnp.log(jnp.where(rest == 0, 1, rest))
     return jnp.where(near, x * series, ((1 + size) * log1p(size) + lower) / 2)
 
 
-def _to_halfway(d: Array) -> Array:
-    """log(p / m) = -log((1 + exp(d)) / 2), where m = (p + q) / 2 and d = log(q / p)."""
-    near = jnp.abs(d) < 1
-    grown = _expm1(jnp.where(near, d, 0)) / 2
+def _slope_to_halfway(p: Array, q: Array, d: Array, moved: Array) -> Array:
+    """The slope of JS in the scores of p: of its half, sum p log(p / m).
+
+    From the largest p, where d is d_k, on, log(p / m) has moved by
+    -log((1 + exp(d)) / (1 + exp(d_k))), where m = (p + q) / 2 and d = log(q / p).
+    """
+    origin, q_top = at_largest(p, d), at_largest(p, q)
+    share = q_top / (p.max(-1, keepdims=True) + q_top)  # exp(d_k) / (1 + exp(d_k))
+    share = lax.stop_gradient(share)
+    d, moved = (jnp.where(p == 0, 0, x) for x in (d, moved))
+    near = jnp.abs(moved) < 1
+    grown = _expm1(jnp.where(near, moved, 0)) * share
     below = grown < 0
     size = log1p(jnp.where(below, -grown / (1 + grown), grown))  # of a number >= 0
-    far = math.log(2) - (jnp.maximum(d, 0) + log1p(jnp.exp(-jnp.abs(d))))
-    return jnp.where(near, jnp.where(below, size, -size), far)
+    far = _log_of_one_and(origin) - _log_of_one_and(d)
+    s = jnp.where(near, jnp.where(below, size, -size), far)
+    return score_slope(p, s) / 2
+
+
+def _log_of_one_and(d: Array) -> Array:
+    """log(1 + exp(d))."""
+    return jnp.maximum(d, 0) + log1p(jnp.exp(-jnp.abs(d)))
 
 
 def _below(z: Array, top: Array) -> tuple[Array, Array]:

@@ -148,13 +148,10 @@ def flat(table: Array) -> Array:
     return table.reshape(*table.shape[:-2], math.prod(table.shape[-2:]))
 
 
-def mean_surprise(p: Law, q: Law) -> tuple[Array, Array]:
-    """-sum p log q = -log(max q) + sum p log(max q / q), and its slope in p's scores.
-
-    Two terms >= 0: nothing cancels, and the slope sees only the second.
-    """
+def mean_surprise(p: Law, q: Law) -> Array:
+    """-sum p log q = -log(max q) + sum p log(max q / q): two terms >= 0."""
     mean = q.log_total[..., 0] + compensated_sum(product(p.probs, q.drops))
-    return lax.stop_gradient(mean), score_slope(p.probs, q.drops)
+    return lax.stop_gradient(mean)
 
 
 def _entropy(p: Distribution) -> Array:
@@ -162,8 +159,8 @@ def _entropy(p: Distribution) -> Array:
 
 
 def _own_surprise(p: Law) -> Array:
-    mean, slope = mean_surprise(p, p)
-    return with_slopes(mean, (slope,), p.scores)
+    slope = score_slope(p.probs, p.drops)
+    return with_slopes(mean_surprise(p, p), (slope,), p.scores)
 
 
 def _perplexity(p: Distribution) -> Array:

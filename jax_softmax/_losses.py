@@ -130,10 +130,10 @@ def nll_from_probs(
 
     Args:
         probs: probabilities, as softmax gives them. 0 at the label gives inf.
-        labels: in [0, classes). Any other id gives NaN.
+        labels: in [0, classes). Any other id makes the row's loss and gradient NaN.
 
     Returns:
-        One loss per row, in at least float32, in nats.
+        One loss per row, in at least float32, in nats; NaN where the row has one.
 
     Raises:
         TypeError: probs are not floating point, or labels not integers.
@@ -148,9 +148,11 @@ def nll_from_probs(
     probs = checks.scores("probs", probs)
     labels = checks.class_ids("labels", labels, probs.shape[:-1])
     wide = checks.wide(probs)
-    shards = Shards.whole(probs.shape[-1])
-    nll = -jnp.log(_at_label(wide, shards.column(labels)))
-    return jnp.where(shards.has(labels), nll, jnp.nan)
+    known, column = known_label(labels, probs.shape[-1])
+    sound = known & ~jnp.isnan(wide).any(-1)
+    # A product, through which NaN reaches the row's gradient too.
+    wide = wide * jnp.where(sound, 1, jnp.nan).astype(wide.dtype)[..., None]
+    return -jnp.log(row_entry(wide, column))
 
 
 def mean_loss(

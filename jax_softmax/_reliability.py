@@ -17,6 +17,7 @@ from jax_softmax._losses import kept_rows, known_label
 from jax_softmax._tracing import traced_once
 
 BLOCK_ROWS = 64
+MOST_BINS = 2**20
 
 
 class Reliability(NamedTuple):
@@ -47,7 +48,8 @@ def reliability(
 
     Raises:
         TypeError: probs are not floating point, or labels not integers.
-        ValueError: labels or where are not shaped like the rows of probs, or bins < 1.
+        ValueError: labels or where are not shaped like the rows of probs, or bins is
+            not in [1, 2^20].
 
     >>> probs = jnp.array([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8], [0.6, 0.4]])
     >>> found = reliability(probs, jnp.array([0, 0, 1, 0]), bins=4)
@@ -55,7 +57,7 @@ def reliability(
     [0. 0. 2. 2.] [0.  0.  0.5 1. ]
     """
     rows = scored_rows("probs", probs, labels, where)
-    bins = checks.at_least(1, "bins", bins)
+    bins = _bins(bins)
     return _reliability(rows, bins, checks.flag("equal_mass", equal_mass))
 
 
@@ -69,7 +71,7 @@ def _reliability(rows: "ScoredRows", bins: int, equal_mass: bool) -> Reliability
     else:
         index = _equal_width(confidence, bins)
     found = _means(index, rows.keep, bins, confidence, hit)
-    return Reliability(*(jnp.where(rows.sound, x, jnp.nan) for x in found))
+    return Reliability(*(x * _sound_or_nan(rows.sound, x) for x in found))
 
 
 def expected_calibration_error(
@@ -101,7 +103,8 @@ def expected_calibration_error(
 
     Raises:
         TypeError: probs are not floating point, or labels not integers.
-        ValueError: labels or where are not shaped like the rows of probs, or bins < 1.
+        ValueError: labels or where are not shaped like the rows of probs, or bins is
+            not in [1, 2^20].
 
     >>> probs, labels = jnp.array([[0.75, 0.25], [0.75, 0.25]]), jnp.array([0, 1])
     >>> print(expected_calibration_error(probs, labels))
@@ -121,7 +124,7 @@ def brier_score(
 
     Args:
         probs: probabilities, as softmax gives them.
-        labels: in [0, classes). Any other id gives NaN.
+        labels: in [0, classes). Any other id makes the row's score and gradient NaN.
 
     Returns:
         One score per row, in at least float32. Average with mean_loss. (Brier, 1950.)
@@ -137,8 +140,8 @@ def brier_score(
     labels = checks.class_ids("labels", labels, probs.shape[:-1])
     p = checks.wide(probs)
     known, column = known_label(labels, p.shape[-1])
-    score = jnp.square(p - jax.nn.one_hot(column, p.shape[-1], dtype=p.dtype)).sum(-1)
-    return jnp.where(known, score, jnp.nan)
+    p = p * _sound_or_nan(known, p)[..., None]
+    return jnp.square(p - jax.nn.one_hot(column, p.shape[-1], dtype=p.dtype)).sum(-1)
 
 
 class BrierParts(NamedTuple):
@@ -178,14 +181,15 @@ def brier_decomposition(
 
     Raises:
         TypeError: probs are not floating point, or labels not integers.
-        ValueError: labels or where are not shaped like the rows of probs, or bins < 1.
+        ValueError: labels or where are not shaped like the rows of probs, or bins is
+            not in [1, 2^20].
 
     >>> probs, labels = jnp.array([[0.75, 0.25], [0.75, 0.25]]), jnp.array([0, 1])
     >>> print(*brier_decomposition(probs, labels), brier_score(probs, labels).mean())
     0.125 0.0 0.5 0.0 0.625
     """
     rows = scored_rows("probs", probs, labels, where)
-    return _brier_parts(rows, checks.at_least(1, "bins", bins))
+    return _brier_parts(rows, _bins(bins))
 
 
 @traced_once(static_argnums=1)
@@ -208,7 +212,20 @@ def _brier_parts(rows: "ScoredRows", bins: int) -> BrierParts:
     p = rows.scores
     y = jax.nn.one_hot(rows.labels, p.shape[-1], dtype=p.dtype)
     parts = jax.vmap(parts_of_class, in_axes=1)(p, y)
-    return BrierParts(*(jnp.where(rows.sound, part.sum(), jnp.nan) for part in parts))
+    sums = [part.sum() for part in parts]
+    return BrierParts(*(total * _sound_or_nan(rows.sound, total) for total in sums))
+
+
+def _bins(bins: int) -> int:
+    bins = checks.at_least(1, "bins", bins)
+    if bins > MOST_BINS:
+        raise ValueError(f"bins must be at most {MOST_BINS}, got {bins}")
+    return bins
+
+
+def _sound_or_nan(sound: Array, like: Array) -> Array:
+    """1 or NaN, to multiply by: a NaN that is only chosen would not reach gradients."""
+    return jnp.where(sound, 1, jnp.nan).astype(like.dtype)
 
 
 class ScoredRows(NamedTuple):

@@ -471,6 +471,31 @@ def test_a_mean_over_0_is_0_with_gradient_0():
     np.testing.assert_array_equal(gradient, 0)
 
 
+@pytest.mark.parametrize("label", [-1, 5])
+def test_a_label_of_no_class_spoils_the_gradient_of_its_row_too(label):
+    p, y = jnp.full((3, 2), 0.5), jnp.array([0, label, 1])
+    for f in (js.nll_from_probs, js.brier_score):
+        gradient = jax.grad(lambda p, f=f: f(p, y).sum())(p)
+        np.testing.assert_array_equal(
+            np.isnan(gradient), [2 * [False], 2 * [True], 2 * [False]]
+        )
+    keep = jnp.array([True, True, False])
+    for f in (
+        js.expected_calibration_error,
+        lambda *rows, where: sum(js.brier_decomposition(*rows, where=where)),
+    ):
+        value, gradient = jax.value_and_grad(f)(p, y, where=keep)
+        assert np.isnan(value)
+        assert np.isnan(gradient[:2]).any(-1).all()
+        np.testing.assert_array_equal(gradient[2], 0)
+
+
+def test_nll_from_probs_of_a_row_with_a_nan():
+    p = jnp.array([[0.5, NAN], [0.5, 0.5]])
+    losses = js.nll_from_probs(p, jnp.array([0, 0]))
+    np.testing.assert_array_equal(np.isnan(losses), [True, False])
+
+
 def test_nll_from_probs():
     probs = jnp.array([[0.25, 0.75], [0, 1], [0.5, 0.5]])
     got = js.nll_from_probs(probs, jnp.array([0, 0, 2]))

@@ -135,6 +135,32 @@ def test_ruled_out_classes_and_certain_labels_take_part_by_their_limit(sample):
     np.testing.assert_array_equal(scaling.logits(z)[-1, :-1], certain[0])
 
 
+def test_scaled_losses_differentiate_beside_ruled_out_classes_and_dropped_rows():
+    z = jnp.array([[-INF, 1, 2], [0, -INF, NAN], [INF, -INF, 0]])
+    y, keep = jnp.array([1, 0, 2]), jnp.array([True, False, False])
+
+    def loss(scaling, z=z, y=y, keep=keep):
+        return js.cross_entropy(scaling.logits(z), y, where=keep).sum()
+
+    for scaling in (
+        js.TemperatureScaling(2.0),
+        js.VectorScaling(jnp.array([1.0, 2, 3]), jnp.zeros(3)),
+    ):
+        of_all = jax.tree.leaves(jax.grad(loss)(scaling))
+        possible = jax.grad(loss)(scaling, jnp.array([[-99.0, 1, 2]]), y[:1], keep[:1])
+        for got, want in zip(of_all, jax.tree.leaves(possible), strict=True):
+            assert np.isfinite(got).all()
+            np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-30)
+
+
+def test_no_temperature_decides_a_row_without_a_possible_class_or_with_a_nan():
+    z = jnp.array([[-INF, -INF], [NAN, 1]])
+    for temperature in (0.0, 1.0, INF):
+        scaled = js.TemperatureScaling(temperature).logits(z)
+        np.testing.assert_array_equal(scaled[0], [-INF, -INF])
+        assert np.isnan(js.softmax(scaled)).all()
+
+
 def test_vector_scaling_is_the_optimum_at_every_scale(sample):
     fit = js.vector_scaling
     for scale in (1e-3, 1, 1e3, 1e9):
@@ -185,6 +211,20 @@ def test_scalings_jit_vmap_drop_rows_and_differentiate(sample, fit):
         rise = (first(z[0] + 1e-5 * along) - first(z[0] - 1e-5 * along)) / 2e-5
         slope = jnp.vdot(jax.grad(first)(z[0]), along)
         np.testing.assert_allclose(slope, rise, rtol=1e-6)
+
+
+@pytest.mark.parametrize("fit", [js.temperature_scaling, js.vector_scaling])
+def test_second_derivatives_of_scalings_are_the_optimums(fit, sample):
+    with jax.enable_x64(True):
+        z, y = sample[0][:60].astype(np.float64), sample[1][:60]
+        along = np.random.default_rng(1).normal(size=z.shape)
+
+        def first(t):
+            return jax.tree.leaves(fit(z + t * along, y))[0].sum()
+
+        slope, h = jax.jit(jax.grad(first)), 1e-4
+        rise = (slope(h) - slope(-h)) / (2 * h)
+        np.testing.assert_allclose(jax.grad(slope)(0.0), rise, rtol=1e-5)
 
 
 # Reliability
@@ -523,6 +563,29 @@ MISTAKES = {
         r"\(2,\), got \(3,\)",
     ),
     "l2 0": (lambda: js.vector_scaling(F, Y, l2=0), "l2", "0"),
+    "l2 1e39": (lambda: js.vector_scaling(F, Y, l2=1e39), "l2", "1e\\+39"),
+    "l2 1e-50": (lambda: js.vector_scaling(F, Y, l2=1e-50), "l2", "1e-50"),
+    "bins 2^31": (lambda: js.reliability(F, Y, bins=2**31), "bins", "2147483648"),
+    "ragged labels": (
+        lambda: js.confusion_matrix(Y, [[1], [1, 2]], 2),
+        "labels must be an array of numbers",
+        "list",
+    ),
+    "ragged labels of costs": (
+        lambda: js.decision_costs(Y, [[1], [1, 2]], np.eye(2, dtype=np.float32)),
+        "labels must be an array of numbers",
+        "list",
+    ),
+    "one b": (
+        lambda: js.VectorScaling(jnp.ones(3), jnp.array(5.0)).logits(F),
+        "b must",
+        r"\(3,\), got \(\)",
+    ),
+    "a column of b": (
+        lambda: js.VectorScaling(jnp.ones(3), jnp.ones((2, 1))).logits(F),
+        "b must",
+        r"\(3,\), got \(2, 1\)",
+    ),
     "bins 0": (lambda: js.reliability(F, Y, bins=0), "bins", "0"),
     "k 4": (lambda: js.top_k_accuracy(F, Y, 4), "k", r"\[1, 3\], got 4"),
     "classes 0": (lambda: js.confusion_matrix(Y, Y, 0), "classes", "0"),
@@ -644,6 +707,7 @@ def test_experiment_finds_what_calibration_and_costs_are_worth(experiment):
             "finite float32 number above 0, got nan",
         ),
         (["--splits", "0"], "--splits must be at least 1, got 0"),
+        (["--splits", "1000000000"], "--splits must be at most 1000, got 1000000000"),
         (["--seed", "-1"], "--seed must be in"),
         (["--data-dir", "no/such/folder"], "does not exist"),
         (["--out", "FILE/decisions"], "cannot be written"),

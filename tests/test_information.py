@@ -248,6 +248,44 @@ def test_tables(kind, wide):
     check(mutuals, 8)
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_two_classes(wide):
+    """Where one class has nearly all of both, nothing averages errors out."""
+    rng = np.random.default_rng(7)
+    kind, least = (np.float64, -30) if wide else (np.float32, -14)
+    rare = 10 ** rng.uniform(least, -0.5, 300)
+    for step in (0.1, 1, 3):
+        other = rare * np.exp(rng.normal(0, step, 300))
+        one = np.ones(300)
+        w = [np.stack((one, x), 1).astype(kind) for x in (rare, other)]
+        for make, kl_bound in ((Probs, 7), (Logits, 6)):
+            with jax.enable_x64(wide):
+                p, q = (make(x if make is Probs else np.log(x)) for x in w)
+                got = jax.jit(
+                    lambda p, q: (js.kl_divergence(p, q), js.js_divergence(p, q))
+                )(p, q)
+            kl, halfway = {}, {}
+            for i in range(300):
+                pair = weights(make(p[0][i])), weights(make(q[0][i]))
+                kl[i] = ulps(got[0][i], exact_kl(*pair))
+                halfway[i] = ulps(got[1][i], exact_js(*pair))
+            check(kl, kl_bound)
+            check(halfway, 8)
+
+
+def test_halfway_of_two_that_are_nearly_certain():
+    rng = np.random.default_rng(5)
+    top = rng.uniform(3, 60, 200)
+    z = np.stack((top, 0 * top), 1).astype(np.float32)
+    y = np.stack((top + rng.uniform(-14, 14, 200), 0 * top), 1).astype(np.float32)
+    got = jax.jit(lambda z, y: js.js_divergence(Logits(z), Logits(y)))(z, y)
+    errors = {}
+    for i in range(200):
+        want = exact_js(weights(Logits(z[i])), weights(Logits(y[i])))
+        errors[i] = ulps(got[i], want) if want > 1e-28 else 0
+    check(errors, 6)
+
+
 @KIND
 def test_float64(kind, x64):
     cases = pairs(10, np.float64)
@@ -393,6 +431,30 @@ def test_gradients():
         )
 
 
+LEADERS = {
+    # p, q: what leads in p is nearly as likely in one as in the other under q, by far
+    "unlikely": ([0, 0, -20], [0, 1e-6, 3]),
+    "impossible": ([0, 0, -80], [0, 1e-6, 50]),
+    "unequal": ([0, 1e-3, -20], [0, 1.1e-3, 8]),
+    "far off": ([1e4, 1e4, 9990], [-50, -50 + 1e-5, 0]),
+    "likely": ([-30, -30, 0], [2, 2 + 1e-6, 0]),
+    "alike": ([0, 0.5, -20], [3, 3.5 + 1e-6, 3]),
+}
+
+
+@pytest.mark.parametrize("f", PAIRS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_where_the_leading_classes_tie(f, kind):
+    of, reference, _ = PAIRS[f]
+    if kind == "probs" and f != "cross_entropy_between":
+        pytest.skip("their own rounding is larger")
+    gradient = jax.jit(jax.grad(lambda z, y: of(Logits(z), y)))
+    for name, (z, y) in LEADERS.items():
+        z, q = np.float32(z), KINDS[kind](np.float32(y))
+        p = weights(Logits(z))
+        check_gradient(name, gradient(z, q), lambda p, q=q: reference(p, weights(q)), p)
+
+
 def test_gradient_in_probabilities_is_along_the_simplex():
     z, y = pairs(6)["one ruled out, 0.0001 apart"]
     p, q = as_probs(z), as_probs(y)
@@ -510,6 +572,21 @@ def test_textbook_examples():
     np.testing.assert_allclose(mutual, joint - of_x - of_y, atol=3e-7)
 
 
+@pytest.mark.parametrize(
+    "f", [js.mutual_information, lambda p: js.conditional_entropy(p, given=-1)]
+)
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_a_table_without_a_class_is_an_error_that_names_it(f, shape):
+    for kind, name in ((Logits, "joint.logits"), (Probs, "joint.probs")):
+        with pytest.raises(ValueError, match=f"{name} must h.*at least one class"):
+            f(kind(jnp.ones(shape)))
+
+
+def test_a_base_beyond_any_float():
+    with pytest.raises(ValueError, match="base must be finite, got 1000"):
+        js.entropy(Probs(jnp.ones(3)), base=10**400)
+
+
 def test_limits():
     nan, inf = np.nan, np.inf
     z = jnp.array([[-inf, -inf], [1, inf], [inf, inf], [0, -inf], [nan, 0]])
@@ -534,3 +611,14 @@ def test_weights_may_be_as_far_apart_as_numbers_are():
     far = Probs(jnp.array([1e30, 1e-20]))
     got = js.kl_divergence(Probs(jnp.array([1.0, 1.0])), far)
     np.testing.assert_allclose(got, 50 * np.log(10) / 2 - np.log(2), rtol=1e-6)
+
+
+def test_a_negative_weight_makes_its_row_nan_in_values_and_gradients():
+    p = jnp.array([[1.0, 0, 0], [1, 0, 0]])
+    q = jnp.array([[0.5, -0.1, 0.6], [0.5, 0, 0.5]])
+    for f in (js.kl_divergence, js.cross_entropy_between, js.js_divergence):
+        for pair in ((p, q), (q, p)):
+            spoilt = f(*map(Probs, pair))
+            np.testing.assert_array_equal(np.isnan(spoilt), [True, False])
+        slopes = jax.grad(lambda q, f=f: f(Probs(p), Probs(q)).sum())(q)
+        np.testing.assert_array_equal(np.isnan(slopes).any(-1), [True, False])
