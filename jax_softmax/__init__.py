@@ -23,10 +23,6 @@ And any gradient beside the one on paper:
 """
 
 from jax_softmax import closed_form as closed_form
-from jax_softmax._calibration import TemperatureScaling as TemperatureScaling
-from jax_softmax._calibration import VectorScaling as VectorScaling
-from jax_softmax._calibration import temperature_scaling as temperature_scaling
-from jax_softmax._calibration import vector_scaling as vector_scaling
 from jax_softmax._compare import compare_gradients as compare_gradients
 from jax_softmax._conformal import adaptive_scores as adaptive_scores
 from jax_softmax._conformal import conformal_threshold as conformal_threshold
@@ -77,3 +73,7 @@ from jax_softmax._solve import Solution as Solution
 from jax_softmax._solve import solve as solve
 from jax_softmax._sweep import SweepEpoch as SweepEpoch
 from jax_softmax._sweep import sweep as sweep
+from jax_softmax._temperature_scaling import TemperatureScaling as TemperatureScaling
+from jax_softmax._temperature_scaling import temperature_scaling as temperature_scaling
+from jax_softmax._vector_scaling import VectorScaling as VectorScaling
+from jax_softmax._vector_scaling import vector_scaling as vector_scaling
