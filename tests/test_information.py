@@ -442,12 +442,12 @@ LEADERS = {
 }
 
 
-@pytest.mark.parametrize("f", PAIRS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("f", "kind"), [("cross_entropy_between", "probs"), *((f, "logits") for f in PAIRS)]
+)
 def test_gradients_where_the_leading_classes_tie(f, kind):
+    """KL and JS from probabilities hang on their rounding there."""
     of, reference, _ = PAIRS[f]
-    if kind == "probs" and f != "cross_entropy_between":
-        pytest.skip("their own rounding is larger")
     gradient = jax.jit(jax.grad(lambda z, y: of(Logits(z), y)))
     for name, (z, y) in LEADERS.items():
         z, q = np.float32(z), KINDS[kind](np.float32(y))
