@@ -622,3 +622,28 @@ def test_a_negative_weight_makes_its_row_nan_in_values_and_gradients():
             np.testing.assert_array_equal(np.isnan(spoilt), [True, False])
         slopes = jax.grad(lambda q, f=f: f(Probs(p), Probs(q)).sum())(q)
         np.testing.assert_array_equal(np.isnan(slopes).any(-1), [True, False])
+
+
+@pytest.mark.parametrize("classes", [10**4, 10**5, 10**6])
+@pytest.mark.parametrize("share", [0.0034, 0.013232238131081995, 0.5])
+def test_perplexity_of_many_classes(classes, share):
+    weights = np.full(classes, (1 - share) / (classes - 1), np.float32)
+    weights[0] = share
+    one, others = weights[:2].astype(np.float64)
+    total = one + (classes - 1) * others
+    p, q = one / total, others / total
+    nats = -(p * np.log(p) + (classes - 1) * q * np.log(q))
+    for distribution in (Probs(jnp.array(weights)), Logits(jnp.log(weights))):
+        exact = np.exp(nats)
+        if isinstance(distribution, Logits):
+            z = np.asarray(distribution.logits, np.float64)[:2]
+            lse = np.log(np.exp(z[0]) + (classes - 1) * np.exp(z[1]))
+            exact = np.exp(
+                lse
+                - np.exp(z[0] - lse) * z[0]
+                - (classes - 1) * np.exp(z[1] - lse) * z[1]
+            )
+        ulps = abs(float(js.perplexity(distribution)) - exact) / np.spacing(
+            np.float32(exact)
+        )
+        assert ulps <= max(12, 3 * nats)
