@@ -96,17 +96,20 @@ def by_step(
             wide = jax.tree.map(_widened, case.args)
             exact = np.asarray(jax.grad(case.judge)(*wide).w).ravel()
         places = np.argsort(-np.abs(exact))[:entries]
-        sampler = methods.coordinate_sampler(mapping, list(ours), batch, 0, places)
+        problem = methods.Problem(mapping, list(ours), batch, None)
+        lines = methods.coordinates(problem, 0, places)
 
-        def error(slopes: np.ndarray) -> float:
+        def error(slopes: Any) -> float:
             right = exact[places]
-            return float(np.median(np.abs(slopes.ravel() - right) / np.abs(right)))
+            return float(np.median(np.abs(np.ravel(slopes) - right) / np.abs(right)))
 
-        eps = float(jnp.finfo(dtype).eps)
         with np.errstate(all="ignore"):
-            central = [error(methods.central(sampler, step)[0]) for step in steps]
+            central = [
+                error([methods.central(line, step) for line in lines]) for step in steps
+            ]
             richardson = [
-                error(methods.richardson(sampler, step, eps)[0][0]) for step in steps
+                error([methods.richardson(line, step)[0][0] for line in lines])
+                for step in steps
             ]
         return StepCurves(
             dtype, list(steps), central, richardson, error(autodiff.ravel()[places])

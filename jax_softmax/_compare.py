@@ -1,6 +1,7 @@
 """compare_gradients: autodiff, paper and differences beside 60 decimal digits."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -11,17 +12,13 @@ from jax_softmax import _gradient_arguments as arguments
 from jax_softmax import _gradient_judge as judging
 from jax_softmax import _gradient_methods as methods
 from jax_softmax import _gradient_remarks as remarks
-from jax_softmax._gradient_digits import in_decimals
-from jax_softmax._gradient_judge import Problem
-from jax_softmax._gradient_line import Line, along_a_line
+from jax_softmax._gradient_methods import Problem
 from jax_softmax._gradient_report import (
     EVIDENCE,
     GradientReport,
     errors_in_ulp,
     measure,
 )
-
-_REFUSALS = (TypeError, ValueError, NotImplementedError)
 
 
 def compare_gradients(
@@ -113,7 +110,7 @@ def compare_gradients(
     random = np.random.default_rng(seed)
     args = jax.tree.map(arguments.as_array, args)
     template, names, places = arguments.differentiated(function, args, argnums)
-    leaves, treedef = jax.tree.flatten(args)
+    leaves = jax.tree.leaves(args)
     moving = [leaves[place] for place in places]
     rest = [None if i in places else leaf for i, leaf in enumerate(leaves)]
 
@@ -128,37 +125,40 @@ def compare_gradients(
         raise ValueError(
             f"full_jacobian, order=2: got {result}, wanted a scalar result"
         )
-    for name, given, used in (
-        ("cotangent", cotangent, not scalar and not full_jacobian),
-        ("tangent", tangent, order == 2 and not full_jacobian),
+    told = {}
+    for name, given, like, used in (
+        ("cotangent", cotangent, result, not scalar and not full_jacobian),
+        ("tangent", tangent, template, order == 2 and not full_jacobian),
     ):
-        if given is not None and not used:
+        if used:
+            told[name] = arguments.given_or_normal(name, given, like, random)
+        elif given is not None:
             raise ValueError(f"{name}: got one, wanted none, since nothing asks for it")
-    told, weights, direction = [], None, None
-    if not scalar and not full_jacobian:
-        told.append(arguments.given_or_normal("cotangent", cotangent, result, random))
-        weights = arguments.reals(told[-1])
-    if order == 2 and not full_jacobian:
-        told.append(arguments.given_or_normal("tangent", tangent, template, random))
-        direction = arguments.reals(told[-1])
+    weights, direction = (
+        arguments.reals(told[name]) if name in told else None
+        for name in ("cotangent", "tangent")
+    )
 
     def problem(what: Callable[..., Any]) -> Problem:
-        mapping = arguments.mapping(what, treedef, places)
+        mapping = arguments.mapping(what, args, places)
         mapping = arguments.gradient(mapping) if order == 2 else mapping
         return Problem(jax.jit(mapping), moving, [rest, weights], direction)
 
     own, judged = problem(function), problem(judge or function)
-    outer = (template if order == 2 else result) if full_jacobian else None
-    blocks = arguments.blocks_of(names, moving, outer, names if order == 2 else None)
-    types = [array.dtype for array in moving]
-    exact, in_float64, short_of_decimals = _exact(judged, judge is not None)
-    line = None if short_of_decimals else _line(judged, exact, types, seed)
+    outer = heads = None
+    if full_jacobian:
+        outer = template if order == 2 else result
+        heads = [*zip(names, moving, strict=True)] if order == 2 else None
+        heads = heads or arguments.outputs(result)
+    blocks = arguments.blocks_of(names, moving, heads)
+    found = judging.judgement(judged, seed, given=judge is not None)
+    exact = found.exact
 
     # First the ways that see every entry, then those that look where these are worst.
     notes: list[str] = []
-    everywhere = {"reverse": judging.reverse(own)}
+    everywhere = {"reverse": methods.reverse(own)}
     for name, form in forms.items():
-        output = arguments.asked(name, form, args, told, result)
+        output = arguments.asked(name, form, args, told)
         everywhere[name] = arguments.returned(
             name, output, outer, template, blocks, exact
         )
@@ -169,8 +169,7 @@ def compare_gradients(
         columns = _probes(moving, blocks, everywhere, exact, probes, random)
     probed = _probed(own, columns, step, notes)
     right = [m[:, columns[b.leaf]] for m, b in zip(exact, blocks, strict=True)]
-    cleared = line is not None and line.sound
-    seen = judging.witness(judged, columns, seed, None if cleared else right)
+    seen = judging.witness(judged, columns, seed, right, sound=found.sound)
     if "complex step" in probed and not remarks.agrees(probed["complex step"], seen):
         del probed["complex step"]
         notes.append(
@@ -178,79 +177,45 @@ def compare_gradients(
             "arguments, or loses its digits there"
         )
 
+    ways = everywhere | probed
     rows = []
     for i, block in enumerate(blocks):
         every = np.arange(exact[i].shape[1])
-        tables = [(n, got[i], every) for n, got in everywhere.items()]
-        tables += [(n, got[i], columns[block.leaf]) for n, got in probed.items()]
-        tables.sort(key=lambda table: _rank(table[0]))
-        rows += [
-            measure(block.name, n, block.dtype, got, exact[i], at, block.shape, floor)
-            for n, got, at in tables
-        ]
+        for name in ("reverse", "forward", *forms, *EVIDENCE):
+            if name in ways:
+                at = every if name in everywhere else columns[block.leaf]
+                rows.append(measure(block, name, ways[name][i], exact[i], at, floor))
     notes[:0] = remarks.about_the_judge(
-        judged, own, judge is not None, short_of_decimals
+        judged, own, judge is not None, found.short_of_decimals
     )
     if not any(map(np.any, exact)):
         notes.append("all entries of the judge's derivative are 0: nothing is compared")
     doubts = remarks.draws_others(judged)
-    doubts += remarks.doubts(
-        judged, blocks, columns, exact, in_float64, seen, line, notes
-    )
+    doubts += remarks.doubts(judged, blocks, columns, found, seen, notes)
     return GradientReport(tuple(rows), tuple(doubts), tuple(notes))
 
 
-def _exact(
-    judged: Problem, given: bool
-) -> tuple[methods.Matrices, methods.Matrices, str | None]:
-    """The judge's derivative, float64's, and what kept it from decimals, if any."""
-    try:
-        with judging.float64():
-            wide = judging.widened(judged)
-            in_float64 = judging.reverse(wide)
-            if given:
-                return in_float64, in_float64, "it was given, to keep its digits"
-            try:
-                return judging.reverse(wide, in_decimals), in_float64, None
-            except (*_REFUSALS, ArithmeticError, LookupError) as refusal:
-                return in_float64, in_float64, _first_line(refusal)
-    except Exception as error:
-        error.add_note(
-            "compare_gradients: this is the judge, on float64 arguments. Pass arrays "
-            "that the function captures as arguments, or give another judge=."
-        )
-        raise
-
-
-def _line(
-    judged: Problem, exact: methods.Matrices, types: Sequence[Any], seed: int
-) -> Line | None:
-    """The function along a line in decimals, where they can do that too."""
-    try:
-        with judging.float64():
-            return along_a_line(judging.widened(judged), exact, types, seed)
-    except (*_REFUSALS, ArithmeticError, LookupError):
-        return None
-
-
 def _probed(
-    own: Problem, columns: judging.Columns, step: float | None, notes: list[str]
+    own: Problem, columns: methods.Columns, step: float | None, notes: list[str]
 ) -> dict[str, methods.Matrices]:
     """Forward mode, differences and complex step, as far as the function lets them."""
-    probed = judging.differences(own, columns, step)
+    probed = {}
+    with methods.quiet():
+        for name, way in (
+            ("central", methods.central),
+            ("richardson", methods.richardson),
+        ):
+            probed[name] = methods.by_line(own, columns, partial(way, step=step))
+    probed["richardson"] = [slopes for slopes, _ in probed["richardson"]]
     for name, way in (
-        ("forward", judging.forward),
-        ("complex step", judging.complex_step),
+        ("forward", methods.forward),
+        ("complex step", methods.complex_step),
     ):
         try:
             probed[name] = way(own, columns)
-        except _REFUSALS as refusal:
-            notes.append(f"{name} does not apply: {_first_line(refusal)}")
+        except (TypeError, ValueError, NotImplementedError) as refusal:
+            notes.append(f"{name} does not apply: {judging.first_line(refusal)}")
     return probed
-
-
-def _first_line(refusal: Exception) -> str:
-    return (str(refusal).strip() or type(refusal).__name__).splitlines()[0]
 
 
 def _probes(
@@ -280,8 +245,3 @@ def _probes(
         # Where every coordinate is infinite there is nothing to step along.
         columns.append(chosen if chosen.size else np.arange(1))
     return columns
-
-
-def _rank(method: str) -> int:
-    order = ("reverse", "forward", "", *EVIDENCE)
-    return order.index(method) if method in order else 2

@@ -2,24 +2,16 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import compress
 from operator import index
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jax_softmax import _gradient_methods as methods
-from jax_softmax._gradient_report import METHODS
-
-
-class Block(NamedTuple):
-    """One matrix of the derivative: name, leaf, full shape and the leaf's type."""
-
-    name: str
-    leaf: int
-    shape: tuple[int, ...]
-    dtype: Any
+from jax_softmax._gradient_report import METHODS, Block
 
 
 def forms_of(closed_form: Any) -> dict[str, Callable[..., Any]]:
@@ -113,14 +105,9 @@ def given_or_normal(
     """`given`, checked against `like`, or normal numbers; None at integer leaves."""
     wanted, treedef = jax.tree.flatten(like)
     if given is None:
-        numbers = [
-            jnp.asarray(random.standard_normal(leaf.shape).astype(leaf.dtype))
-            if is_real(leaf)
-            else None
-            for leaf in wanted
-        ]
-        return jax.tree.unflatten(treedef, numbers)
-    parts = _matched(what, given, treedef)
+        parts = [random.standard_normal(leaf.shape) for leaf in wanted]
+    else:
+        parts = _matched(what, given, treedef)
     for part, leaf in zip(parts, wanted, strict=True):
         if is_real(leaf) and jnp.shape(part) != leaf.shape:
             raise ValueError(f"{what}: got {jnp.shape(part)}, wanted {leaf.shape}")
@@ -142,33 +129,26 @@ def _matched(what: str, tree: Any, treedef: Any) -> list[Any]:
 
 
 def mapping(
-    function: Callable[..., Any], treedef: Any, places: list[int]
+    function: Callable[..., Any], args: tuple[Any, ...], places: list[int]
 ) -> methods.Mapping:
     """The function of its differentiated leaves, contracted if there are weights."""
+    treedef = jax.tree.structure(args)
+    real = list(map(is_real, jax.tree.leaves(jax.eval_shape(function, *args))))
 
     def mapping(moving: methods.Arrays, fixed: methods.Arrays) -> list[Any]:
         rest, weights = fixed
         leaves = list(rest)
         for place, leaf in zip(places, moving, strict=True):
             leaves[place] = leaf
-        result = function(*jax.tree.unflatten(treedef, leaves))
-        arrays = map(jnp.asarray, jax.tree.leaves(result))
-        complex_step = any(map(jnp.iscomplexobj, moving))
-        inexact = [
-            leaf
-            for leaf in arrays
-            if is_real(leaf) or (complex_step and leaf.size and jnp.iscomplexobj(leaf))
-        ]
+        found = jax.tree.leaves(function(*jax.tree.unflatten(treedef, leaves)))
+        parts = [jnp.asarray(leaf) for leaf in compress(found, real)]
         if weights is None:
-            return inexact
-        parts = [w * leaf for w, leaf in zip(weights, inexact, strict=True)]
-        narrow = [part.dtype.itemsize < 4 for part in parts]
-        return [
-            sum(
-                jnp.sum(part.astype(jnp.float32) if n else part)
-                for part, n in zip(parts, narrow, strict=True)
-            )
-        ]
+            return parts
+        parts = [w * leaf for w, leaf in zip(weights, parts, strict=True)]
+        # Of 16 bits, sums are kept in 32.
+        kinds = [np.promote_types(part.dtype, np.float32) for part in parts]
+        pairs = zip(parts, kinds, strict=True)
+        return [sum(jnp.sum(part, dtype=kind) for part, kind in pairs)]
 
     return mapping
 
@@ -184,25 +164,27 @@ def gradient(mapping: methods.Mapping) -> methods.Mapping:
 
 
 def blocks_of(
-    names: list[str], moving: list[Any], outer: Any, tops: list[str] | None
+    names: list[str], moving: list[Any], heads: Sequence[tuple[str, Any]] | None
 ) -> list[Block]:
     """The matrices in order: outputs first if the whole Jacobian is wanted."""
     inner = [
         Block(name, i, leaf.shape, leaf.dtype)
         for i, (name, leaf) in enumerate(zip(names, moving, strict=True))
     ]
-    if outer is None:
+    if heads is None:
         return inner
-    paths = jax.tree_util.tree_flatten_with_path(outer)[0]
-    heads = [("out" + jax.tree_util.keystr(p), leaf) for p, leaf in paths]
-    heads = [(name, leaf) for name, leaf in heads if is_real(leaf)]
-    if tops is not None:
-        heads = [(name, leaf) for name, (_, leaf) in zip(tops, heads, strict=True)]
     return [
-        Block(f"d {name} / d {b.name}", b.leaf, (*head.shape, *b.shape), b.dtype)
+        b._replace(name=f"d {name} / d {b.name}", shape=(*head.shape, *b.shape))
         for name, head in heads
         for b in inner
     ]
+
+
+def outputs(result: Any) -> list[tuple[str, Any]]:
+    """The real leaves of a function's result under names."""
+    paths = jax.tree_util.tree_flatten_with_path(result)[0]
+    named = [("out" + jax.tree_util.keystr(path), leaf) for path, leaf in paths]
+    return [(name, leaf) for name, leaf in named if is_real(leaf)]
 
 
 def judges(judge: Callable[..., Any], args: tuple[Any, ...], result: Any) -> None:
@@ -218,28 +200,28 @@ def judges(judge: Callable[..., Any], args: tuple[Any, ...], result: Any) -> Non
 
 
 def asked(
-    name: str,
-    form: Callable[..., Any],
-    args: tuple[Any, ...],
-    told: Sequence[Any],
-    result: Any,
+    name: str, form: Callable[..., Any], args: tuple[Any, ...], told: dict[str, Any]
 ) -> Any:
-    """form(*args, *told); a form that does not take so many gets a sentence."""
+    """form(*args, *told); one that does not take just those gets a sentence."""
     try:
-        inspect.signature(form).bind(*args, *told)
-    except (TypeError, ValueError) as error:
-        if not told or isinstance(error, ValueError):  # it has no signature
-            return form(*args, *told)
-        shapes = ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(result))
-        alone = isinstance(result, jax.ShapeDtypeStruct) and result.shape == ()
-        more = [] if alone else [f"a cotangent shaped like the result, {shapes}"]
-        more += ["a tangent shaped like the argument"][: len(told) - len(more)]
-        raise TypeError(
-            f"{name}: {error}. After the arguments it is called with "
-            f"{' and '.join(more)}: write one that takes that, or compare the "
-            "function's sum at order 1"
-        ) from None
-    return form(*args, *told)
+        inspect.signature(form).bind(*args, *told.values())
+    except ValueError:  # it has no signature
+        pass
+    except TypeError as error:
+        shaped_like = {"cotangent": "the result", "tangent": "the argument"}
+        more = [
+            f"a {what} shaped like {shaped_like[what]}, "
+            + ", ".join(str(leaf.shape) for leaf in jax.tree.leaves(given))
+            for what, given in told.items()
+        ]
+        called = "It is called with the arguments alone"
+        if more:
+            called = (
+                f"After the arguments it is called with {' and '.join(more)}: write "
+                "one that takes that, or compare the function's sum at order 1"
+            )
+        raise TypeError(f"{name}: {error}. {called}") from None
+    return form(*args, *told.values())
 
 
 def returned(

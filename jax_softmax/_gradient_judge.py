@@ -1,43 +1,62 @@
 """The judge of compare_gradients, and what float64 differences say about it."""
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_softmax import _gradient_methods as methods
+from jax_softmax._gradient_digits import in_decimals
+from jax_softmax._gradient_line import Slope, along_a_line
+from jax_softmax._gradient_methods import (
+    Columns,
+    Matrices,
+    Problem,
+    along,
+    best_step,
+    by_line,
+    one_sided,
+    quiet,
+    reverse,
+    richardson,
+)
 
-T = TypeVar("T")
-Columns = Sequence[np.ndarray]
-_EPS64 = float(np.finfo(np.float64).eps)
+_BEYOND_DECIMALS = (
+    TypeError,
+    ValueError,
+    NotImplementedError,
+    ArithmeticError,
+    LookupError,
+)
 
 
-class Problem(NamedTuple):
-    """A mapping, where it is, and a direction if only its product is wanted.
+class Judgement(NamedTuple):
+    """The judge's derivative, and whether the function itself bears it out."""
 
-    With a direction the derivative is one column for each output; without one it is a
-    matrix for each output and moving leaf, of which some columns are probed.
-    """
+    exact: Matrices
+    short_of_decimals: str | None
+    """Why float64 has judged, where it has."""
+    slope: Slope | None
+    """Along a line in decimals, where they can do that."""
 
-    mapping: methods.Mapping
-    moving: methods.Arrays
-    fixed: methods.Arrays
-    direction: methods.Arrays | None
+    @property
+    def sound(self) -> bool:
+        return self.slope is not None and self.slope.sound
 
 
 class Witness(NamedTuple):
-    """For each matrix: float64 differences, how far to trust them, and kinks."""
+    """For each matrix at the probed columns: float64 differences, and kinks."""
 
-    slopes: methods.Matrices
-    trust: methods.Matrices
-    kinked: methods.Matrices
-    below: methods.Matrices
-    above: methods.Matrices
-    crooked: tuple[int, ...]
+    slopes: Matrices
+    trust: Matrices
+    near: Matrices
+    """Whether the judge's derivative is what these slopes say, by that trust."""
+    kinked: Matrices
+    below: Matrices
+    above: Matrices
+    crooked: Sequence[int]
     """Leaves along which a random line, not a coordinate, has a kink."""
 
     def close(self, matrix: int) -> np.ndarray:
@@ -55,13 +74,6 @@ def float64() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """A step may leave the function's domain: no warning, and no error, comes of it."""
-    with np.errstate(all="ignore"), jax.debug_nans(False):
-        yield
-
-
 def widened(problem: Problem) -> Problem:
     """The same numbers in float64; call it inside `float64()`."""
     return jax.tree.map(
@@ -74,166 +86,118 @@ def widened(problem: Problem) -> Problem:
     )
 
 
-def reverse(problem: Problem, run: Callable[..., Any] = jax.jit) -> methods.Matrices:
-    """Reverse mode; of a product with a direction, reverse over what mapping does."""
-    mapping, moving, fixed, direction = problem
-    if direction is None:
-        return methods.reverse_matrices(mapping, moving, fixed, run)
-
-    def product(moving: methods.Arrays, fixed: methods.Arrays) -> list[Any]:
-        inner, vector = fixed
-        pairs = zip(mapping(moving, inner), vector, strict=True)
-        return [sum(jnp.sum(leaf * v) for leaf, v in pairs)]
-
-    rows = methods.reverse_matrices(product, moving, [fixed, direction], run)
-    return [row.T for row in rows]
-
-
-def forward(problem: Problem, columns: Columns) -> methods.Matrices:
-    """Forward mode, at the probed columns."""
-    mapping, moving, fixed, direction = problem
-    if direction is not None:
-        return methods.forward_along(mapping, moving, fixed, direction)
-    return _by_leaf(
-        columns,
-        lambda leaf, at: methods.forward_columns(mapping, moving, fixed, leaf, at),
-    )
-
-
-@quiet()
-def differences(
-    problem: Problem, columns: Columns, step: float | None
-) -> dict[str, methods.Matrices]:
-    """Central and Richardson differences, in the arrays' own types."""
-
-    def central(sampler: methods.Sampler, eps: float, _: float) -> methods.Matrices:
-        return methods.central(sampler, step or eps ** (1 / 3))
-
-    def richardson(sampler: methods.Sampler, eps: float, _: float) -> methods.Matrices:
-        found = methods.richardson(sampler, step or eps ** (1 / 5), eps)
-        return [slope for slope, _ in found]
-
-    return {
-        "central": _sampled(problem, columns, central),
-        "richardson": _sampled(problem, columns, richardson),
-    }
+def judgement(judged: Problem, seed: int, *, given: bool) -> Judgement:
+    """By decimals where they can, and by float64 where not or a judge was given."""
+    with float64():
+        wide = widened(judged)
+        try:
+            in_float64 = reverse(wide)
+        except Exception as error:
+            error.add_note(
+                "compare_gradients: this is the judge, on float64 arguments. Pass "
+                "arrays that the function captures as arguments, or give another "
+                "judge=."
+            )
+            raise
+        if given:
+            return Judgement(in_float64, "it was given, to keep its digits", None)
+        try:
+            exact = reverse(wide, in_decimals)
+        except _BEYOND_DECIMALS as refusal:
+            return Judgement(in_float64, first_line(refusal), None)
+        types = [array.dtype for array in judged.moving]
+        try:
+            return Judgement(exact, None, along_a_line(wide, exact, types, seed))
+        except _BEYOND_DECIMALS:
+            return Judgement(exact, None, None)
 
 
-@quiet()
-def complex_step(problem: Problem, columns: Columns) -> methods.Matrices:
-    """The complex step; fails with what the function has against complex numbers."""
-    mapping, moving, fixed, direction = problem
-    with warnings.catch_warnings(), jax.numpy_dtype_promotion("standard"):
-        warnings.simplefilter("ignore")
-        if direction is not None:
-            return methods.complex_along(mapping, moving, fixed, direction)
-        return _by_leaf(
-            columns,
-            lambda leaf, at: methods.complex_coordinates(
-                mapping, moving, fixed, leaf, at
-            ),
-        )
+def first_line(refusal: Exception) -> str:
+    return (str(refusal).strip() or type(refusal).__name__).splitlines()[0]
 
 
 @quiet()
 def witness(
-    problem: Problem, columns: Columns, seed: int, exact: methods.Matrices | None
+    judged: Problem, columns: Columns, seed: int, right: Matrices, *, sound: bool
 ) -> Witness:
-    """What differences in float64 say at the probed columns and on random lines.
+    """What float64 differences say at the probed columns, where `right` is the judge's.
 
-    Where they have something against `exact`, at the probed columns, a step may have
-    been too long for a function that bends on another scale than that of max(|x|, 1):
-    there the best of many decides.
+    Where they have something against it, a step may have been too long for a function
+    that bends on another scale than that of max(|x|, 1): there the best of many
+    decides, and random lines look for kinks beside the columns. Where the judge is
+    known to be sound, neither matters.
     """
     with float64():
-        wide = widened(problem)
-        found = _sampled(
-            wide,
-            columns,
-            lambda s, _, size: methods.richardson(s, _EPS64**0.2, _EPS64, size),
-        )
-        kinks = _sampled(wide, columns, lambda s, *_: methods.one_sided(s, _EPS64))
-        slopes, trust = ([part[i] for part in found] for i in range(2))
-        kinked = [part[0] for part in kinks]
-        suspects = [
-            k
-            | ~(abs(slope - right) <= 1e-6 * np.max(abs(right), initial=0) + 10 * room)
-            for k, slope, room, right in zip(
-                kinked, slopes, trust, exact or slopes, strict=True
-            )
-        ]
-        if exact is not None and any(map(np.any, suspects)):
-            best = _sampled(
-                wide, columns, lambda s, _, size: methods.best_step(s, _EPS64, size)
-            )
-            for i, (slope, room, gap) in enumerate(best):
-                again, bent = suspects[i], gap > 1e-2 * abs(slope) + room
-                slopes[i] = np.where(again, slope, slopes[i])
-                trust[i] = np.where(again, room, trust[i])
-                kinked[i] &= bent
-        crooked = _crooked(wide, seed) if wide.direction is None else ()
-    return Witness(
-        slopes=slopes,
-        trust=trust,
-        kinked=kinked,
-        below=[below for _, below, _ in kinks],
-        above=[above for _, _, above in kinks],
-        crooked=crooked,
-    )
+        wide = widened(judged)
+        slopes, trust = map(list, zip(*by_line(wide, columns, richardson), strict=True))
+        sides = by_line(wide, columns, one_sided)
+        kinked, below, above = map(list, zip(*sides, strict=True))
+        kinked = [kink.astype(bool) for kink in kinked]
+
+        def near() -> Matrices:
+            return [
+                np.abs(slope - exact) <= 1e-6 * largest(exact) + 10 * room
+                for slope, room, exact in zip(slopes, trust, right, strict=True)
+            ]
+
+        again = [k | ~n for k, n in zip(kinked, near(), strict=True)]
+        if not sound and any(map(np.any, again)):
+            for i, best in enumerate(by_line(wide, columns, best_step)):
+                slopes[i] = np.where(again[i], best[0], slopes[i])
+                trust[i] = np.where(again[i], best[1], trust[i])
+                kinked[i] &= _bent(best)
+        crooked = [] if sound or wide.direction is not None else _crooked(wide, seed)
+        return Witness(slopes, trust, near(), kinked, below, above, crooked)
 
 
-def narrowing(problem: Problem) -> str | None:
-    """What in the float64 run is not in float64, if anything."""
-    with float64():
-        wide = widened(problem)
-        jaxpr = jax.make_jaxpr(wide.mapping)(wide.moving, wide.fixed)
-    return methods.narrowing(jaxpr.jaxpr)
+def largest(exact: np.ndarray) -> float:
+    """The largest finite size."""
+    return float(np.max(np.abs(exact), initial=0.0, where=np.isfinite(exact)))
 
 
-def _crooked(wide: Problem, seed: int) -> tuple[int, ...]:
+def _crooked(wide: Problem, seed: int) -> list[int]:
     """Probed coordinates may miss a kink; a random line in all of them does not."""
     random, found = np.random.default_rng(seed), []
     for leaf, array in enumerate(wide.moving):
         direction = [np.zeros(a.shape) for a in wide.moving]
-        signs = random.choice([-1.0, 1.0], array.shape)
-        direction[leaf] = np.where(np.isfinite(array), signs, 0.0)
-        line = methods.line_sampler(wide.mapping, wide.moving, wide.fixed, direction)
-        if not any(np.any(k) for k, _, _ in methods.one_sided(line, _EPS64)):
-            continue
-        best = methods.best_step(line, _EPS64, _size(array))
-        if any(np.any(gap > 1e-2 * abs(s) + room) for s, room, gap in best):
+        direction[leaf] = random.choice([-1.0, 1.0], array.shape)
+        line = along(wide, direction)
+        kinked = any(np.any(kinked) for kinked, _, _ in one_sided(line))
+        if kinked and any(np.any(_bent(best)) for best in best_step(line)):
             found.append(leaf)
-    return tuple(found)
+    return found
 
 
-def _sampled(
-    problem: Problem,
-    columns: Columns,
-    way: Callable[[methods.Sampler, float, float], list[T]],
-) -> list[T]:
-    """`way` of a sampler, its type's eps and its largest number, for each matrix."""
-    mapping, moving, fixed, direction = problem
-    eps = [float(jnp.finfo(array.dtype).eps) for array in moving]
-    sizes = list(map(_size, moving))
-    if direction is not None:
-        line = methods.line_sampler(mapping, moving, fixed, direction)
-        return way(line, max(eps), max(sizes))
-    return _by_leaf(
-        columns,
-        lambda leaf, at: way(
-            methods.coordinate_sampler(mapping, moving, fixed, leaf, at),
-            eps[leaf],
-            sizes[leaf],
-        ),
-    )
+def _bent(best: np.ndarray) -> Any:
+    slope, trust, gap = best
+    return gap > 1e-2 * abs(slope) + trust
 
 
-def _size(array: Any) -> float:
-    array = np.asarray(array).astype(np.float64)
-    return float(np.max(abs(array), initial=0.0, where=np.isfinite(array)))
+def narrowing(judged: Problem) -> str | None:
+    """What in the float64 run is not in float64, if anything."""
+    with float64():
+        wide = widened(judged)
+        jaxpr = jax.make_jaxpr(wide.mapping)(wide.moving, wide.fixed).jaxpr
+    for equation in operations(jaxpr):
+        taken, given = (
+            {v.aval.dtype for v in variables if hasattr(v.aval, "dtype")}
+            for variables in (equation.invars, equation.outvars)
+        )
+        for dtype in given if np.dtype(np.float64) in taken else ():
+            if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 64:
+                return f"{equation.primitive} to {dtype}"
+    return None
 
 
-def _by_leaf(columns: Columns, way: Callable[[int, np.ndarray], list[T]]) -> list[T]:
-    """The matrices of each leaf, put in order: outputs first, then leaves."""
-    found = [way(leaf, at) for leaf, at in enumerate(columns)]
-    return [matrix for output in zip(*found, strict=True) for matrix in output]
+def operations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a program, and of those inside its calls, loops and choices."""
+    for equation in jaxpr.eqns:
+        params = jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")
+        )
+        bodies = [getattr(param, "jaxpr", param) for param in params]
+        bodies = [body for body in bodies if hasattr(body, "eqns")]
+        for body in bodies:
+            yield from operations(body)
+        if not bodies:
+            yield equation

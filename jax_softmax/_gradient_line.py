@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_softmax import _gradient_methods as methods
 from jax_softmax._gradient_decimals import DIGITS
 from jax_softmax._gradient_digits import CONTEXT, Program, decimals
-from jax_softmax._gradient_judge import Problem, quiet
+from jax_softmax._gradient_methods import Arrays, Matrices, Problem, quiet
 
 _STEPS = Decimal("1e-20"), Decimal("1e-25")  # of a coordinate, and of the least
 _ZERO = Decimal(0)
@@ -33,10 +32,10 @@ _NOISE = Decimal(10) ** (
 _EPS64 = float(np.finfo(np.float64).eps)
 
 
-class Line(NamedTuple):
-    """Slopes, for each entry of the outputs: the function's, and the judge's."""
+class Slope(NamedTuple):
+    """Along a line, for each entry of the outputs: the function's, and the judge's."""
 
-    slope: np.ndarray
+    true: np.ndarray
     judged: np.ndarray
     kinked: np.ndarray
     """Where the slope before the point is not the one behind it."""
@@ -50,8 +49,8 @@ class Line(NamedTuple):
 
 @quiet()
 def along_a_line(
-    problem: Problem, exact: methods.Matrices, types: Sequence[Any], seed: int
-) -> Line | None:
+    problem: Problem, exact: Matrices, types: Sequence[Any], seed: int
+) -> Slope | None:
     """The function's slope in the direction of the problem, or in a random one.
 
     None where the function is not finite on the way.
@@ -62,20 +61,21 @@ def along_a_line(
     moving, fixed = problem.moving, problem.fixed
     program = Program(problem.mapping, moving, fixed)
     exact = [np.nan_to_num(matrix, posinf=0, neginf=0) for matrix in exact]
-    places = [max(float(jnp.finfo(t).eps) / 4, 32 * _EPS64) for t in types]
+    places = [Decimal(max(float(jnp.finfo(t).eps) / 4, 32 * _EPS64)) for t in types]
     with decimal.localcontext(_PRECISE):
         start = [decimals(leaf) for leaf in moving]
         rest = [decimals(leaf) for leaf in jax.tree.leaves(fixed)]
-        if problem.direction is None:
-            v = [decimals(leaf) for leaf in _weights(moving, exact, seed)]
-            judged, room = _contracted(exact, v, places)
-        else:
+        terms, each = [decimals(matrix) for matrix in exact], 1
+        if problem.direction is not None:
             v = [decimals(np.asarray(leaf)) for leaf in problem.direction]
-            columns = [decimals(matrix[:, 0]) for matrix in exact]
-            judged = np.concatenate(columns)
-            room = np.concatenate(
-                [_sizes(c, e) for c, e in zip(columns, places, strict=True)]
-            )
+        else:
+            v = [decimals(leaf) for leaf in _weights(moving, exact, seed)]
+            each = len(v)
+            terms = [t * v[i % each].ravel() for i, t in enumerate(terms)]
+        judged = _added(terms, each)
+        # What rounding the terms to the arguments' own types may change.
+        sizes = [abs(t) * places[i % len(places)] for i, t in enumerate(terms)]
+        room = _added(sizes, each)
         reach = max(map(_reach, start, v))
         if reach == 0:
             return None
@@ -96,14 +96,12 @@ def along_a_line(
         # What bends smoothly bends less on the shorter step.
         kinked = (close > wide / 2) & (close > room)
         far = abs(slope - judged) > room + close
-    return Line(
+    return Slope(
         slope.astype(float), judged.astype(float), kinked.astype(bool), far.astype(bool)
     )
 
 
-def _weights(
-    moving: methods.Arrays, exact: methods.Matrices, seed: int
-) -> list[np.ndarray]:
+def _weights(moving: Arrays, exact: Matrices, seed: int) -> list[np.ndarray]:
     """A random direction in which all entries of the derivative add much the same."""
     random, found = np.random.default_rng(seed), []
     for leaf, array in enumerate(moving):
@@ -119,24 +117,12 @@ def _weights(
     return found
 
 
-def _contracted(
-    exact: methods.Matrices, v: Sequence[Any], places: Sequence[float]
-) -> tuple[Any, Any]:
-    """The judge's matrices times the direction, and what rounding them may change."""
-    slopes, rooms = [], []
-    for first in range(0, len(exact), len(v)):
-        terms = [
-            decimals(matrix) * along.ravel()
-            for matrix, along in zip(exact[first : first + len(v)], v, strict=True)
-        ]
-        slopes.append(sum(term.sum(axis=1) for term in terms))
-        sizes = zip(terms, places, strict=True)
-        rooms.append(sum(_sizes(term, e).sum(axis=1) for term, e in sizes))
-    return np.concatenate(slopes), np.concatenate(rooms)
-
-
-def _sizes(terms: Any, place: float) -> Any:
-    return abs(terms) * Decimal(place)
+def _added(terms: Sequence[Any], each: int) -> Any:
+    """The sum of each row, over as many matrices as belong to one output."""
+    rows = [term.sum(axis=1) for term in terms]
+    return np.concatenate(
+        [sum(rows[first : first + each]) for first in range(0, len(rows), each)]
+    )
 
 
 def _reach(x: Any, along: Any) -> Decimal:

@@ -2,11 +2,13 @@
 
 A mapping takes (moving, fixed), two lists of arrays, to a list of arrays. Its
 derivatives are matrices, one for each output and moving leaf (in that order), with the
-output's entries down and the leaf's across: [outputs, columns]. A Sampler walks along
-one line per column, which is all that differences need.
+output's entries down and the leaf's across. All ways but reverse mode walk along lines,
+one for each column, and find a vector for each output.
 """
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -16,305 +18,268 @@ import numpy as np
 Arrays = Sequence[Any]
 Mapping = Callable[[Arrays, Arrays], list[Any]]
 Matrices = list[np.ndarray]
+Columns = Sequence[np.ndarray]
 
 
-class Samples(NamedTuple):
-    """values[output]: [points, outputs, columns] at offsets: [points, columns]."""
+class Problem(NamedTuple):
+    """A mapping, where it is, and a direction if only its product is wanted.
 
-    values: list[np.ndarray]
-    offsets: np.ndarray
+    With a direction the derivative is one column for each output; without one it is a
+    matrix for each output and moving leaf, of which some columns are probed.
+    """
+
+    mapping: Mapping
+    moving: Arrays
+    fixed: Arrays
+    direction: Arrays | None
 
 
-Sampler = Callable[[Sequence[float]], Samples]
-"""Multiples of a natural length, 0 for the point itself, to values there."""
+@contextmanager
+def quiet() -> Iterator[None]:
+    """A step may leave the function's domain: no warning, and no error, comes of it."""
+    with np.errstate(all="ignore"), jax.debug_nans(False):
+        yield
 
 
-def reverse_matrices(
-    mapping: Mapping, moving: Arrays, fixed: Arrays, run: Callable[..., Any] = jax.jit
+class Line(NamedTuple):
+    """A straight line through the point: of each leaf these places move, so fast."""
+
+    problem: Problem
+    speeds: dict[int, tuple[np.ndarray, np.ndarray]]
+    size: float
+    """The largest number of these leaves."""
+
+    @property
+    def eps(self) -> float:
+        moving = self.problem.moving
+        return max(float(jnp.finfo(moving[leaf].dtype).eps) for leaf in self.speeds)
+
+    def moved(self, arrays: Arrays, by: Callable[[np.ndarray], Any]) -> list[Any]:
+        """Copies of the arrays, each moving entry put `by` of its speed further."""
+        moved = list(arrays)
+        for leaf, (places, speed) in self.speeds.items():
+            # In NumPy: a copy costs less than a compiled update for every shape.
+            moved[leaf] = array = np.array(arrays[leaf], order="C")
+            flat = array.reshape(-1)
+            # Complex numbers stay, and all others are rounded from float64 only.
+            flat[places] = (flat[places] + by(speed)).astype(array.dtype)
+        return moved
+
+    def sample(self, multiples: Sequence[float]) -> tuple[list[np.ndarray], np.ndarray]:
+        """values[output]: [points, entries], and how far each point is in truth.
+
+        In multiples of a natural length, max(median |moving entry|, 1) / sqrt(||v||): a
+        function that adds all entries up feels a step of ||v||, one that keeps them
+        apart a step of 1; the root is between the two.
+        """
+        mapping, moving, fixed, _ = self.problem
+        start, speed = (
+            np.concatenate(parts)
+            for parts in zip(
+                *((_entries(moving[i], at), v) for i, (at, v) in self.speeds.items()),
+                strict=True,
+            )
+        )
+        length = max(1.0, np.median(np.abs(start)) if start.size else 1.0)
+        length /= np.sqrt(np.linalg.norm(speed))
+        values, offsets = [], []
+        for t in np.multiply(multiples, length):
+            moved = self.moved(moving, lambda v, t=t: t * v)
+            values.append([wide(output).ravel() for output in mapping(moved, fixed)])
+            ends = [_entries(moved[i], at) for i, (at, _) in self.speeds.items()]
+            offsets.append((np.concatenate(ends) - start) @ speed / (speed @ speed))
+        return [np.stack(o) for o in zip(*values, strict=True)], np.array(offsets)
+
+
+def along(problem: Problem, direction: Arrays) -> Line:
+    """The line on which all finite entries move in a direction."""
+    speeds = {}
+    for leaf, (array, v) in enumerate(zip(problem.moving, direction, strict=True)):
+        speed = wide(v).ravel()
+        places = np.flatnonzero((speed != 0) & np.isfinite(wide(array).ravel()))
+        speeds[leaf] = places, speed[places]
+    return Line(problem, speeds, max(map(_size, problem.moving)))
+
+
+def coordinates(problem: Problem, leaf: int, places: np.ndarray) -> list[Line]:
+    """The lines on which one entry of a leaf moves."""
+    size = _size(problem.moving[leaf])
+    return [Line(problem, {leaf: (at, np.ones(1))}, size) for at in places[:, None]]
+
+
+def by_line(
+    problem: Problem, columns: Columns, way: Callable[[Line], Sequence[np.ndarray]]
 ) -> Matrices:
-    """Reverse mode: jax.grad of a scalar, jax.jacrev of anything else."""
+    """A way's vectors as columns: along the direction, or the probed coordinates."""
+    if problem.direction is not None:
+        groups = [[along(problem, problem.direction)]]
+    else:
+        groups = [coordinates(problem, *probed) for probed in enumerate(columns)]
+    found = [zip(*map(way, lines), strict=True) for lines in groups]
+    return [np.stack(o, axis=-1) for output in zip(*found, strict=True) for o in output]
+
+
+def reverse(problem: Problem, run: Callable[..., Any] = jax.jit) -> Matrices:
+    """Reverse mode: jax.grad of a scalar, jax.jacrev of anything else.
+
+    Of a product with a direction, reverse over what the mapping does.
+    """
+    mapping, moving, fixed, direction = problem
+    if direction is not None:
+
+        def product(moving: Arrays, fixed: Arrays) -> list[Any]:
+            inner, vector = fixed
+            pairs = zip(mapping(moving, inner), vector, strict=True)
+            return [sum(jnp.sum(leaf * v) for leaf, v in pairs)]
+
+        rows = reverse(Problem(product, moving, [fixed, direction], None), run)
+        return [row.T for row in rows]
     outputs = jax.eval_shape(mapping, moving, fixed)
     if len(outputs) == 1 and outputs[0].shape == ():
         gradient = run(jax.grad(lambda *arrays: mapping(*arrays)[0]))
-        return [_wide(leaf).reshape(1, -1) for leaf in gradient(moving, fixed)]
+        return [wide(leaf).reshape(1, -1) for leaf in gradient(moving, fixed)]
     rows = run(jax.jacrev(mapping))(moving, fixed)
     return [
-        _wide(block).reshape(output.size, -1)
+        wide(block).reshape(output.size, -1)
         for output, blocks in zip(outputs, rows, strict=True)
         for block in blocks
     ]
 
 
-def forward_along(
-    mapping: Mapping, moving: Arrays, fixed: Arrays, tangent: Arrays
-) -> Matrices:
-    """Forward mode along one tangent: a column for each output."""
-    pushed = _pushforward(mapping)(moving, fixed, tangent)
-    return [_wide(output).reshape(-1, 1) for output in pushed]
+def forward(problem: Problem, columns: Columns) -> Matrices:
+    """Forward mode, one column at a time."""
+    zeros = [np.zeros_like(np.asarray(array)) for array in problem.moving]
+
+    @jax.jit
+    def push(moving: Arrays, fixed: Arrays, tangent: Arrays) -> list[Any]:
+        mapping = lambda leaves: problem.mapping(leaves, fixed)  # noqa: E731
+        return jax.jvp(mapping, (moving,), (tangent,))[1]
+
+    def way(line: Line) -> list[np.ndarray]:
+        tangent = line.moved(zeros, lambda v: v)
+        outputs = push([*problem.moving], problem.fixed, tangent)
+        return [wide(output).ravel() for output in outputs]
+
+    return by_line(problem, columns, way)
 
 
-def forward_columns(
-    mapping: Mapping, moving: Arrays, fixed: Arrays, leaf: int, columns: np.ndarray
-) -> Matrices:
-    """Forward mode, one column of a leaf's matrix at a time."""
-    pushforward = _pushforward(mapping)
-    zeros = [np.zeros_like(np.asarray(array)) for array in moving]
-    found = []
-    for column in columns:
-        tangent = list(zeros)
-        tangent[leaf] = _replaced(zeros[leaf], column, 1)
-        found.append([_wide(o).ravel() for o in pushforward(moving, fixed, tangent)])
-    return [np.stack(output, axis=-1) for output in zip(*found, strict=True)]
+@quiet()
+def complex_step(problem: Problem, columns: Columns) -> Matrices:
+    """Im f(x + ihv) / h: no difference, so no cancellation.
 
+    Source: Squire & Trapp (1998), SIAM Review 40(1).
 
-def coordinate_sampler(
-    mapping: Mapping, moving: Arrays, fixed: Arrays, leaf: int, columns: np.ndarray
-) -> Sampler:
-    """Lines along coordinates, in the leaf's own type; length: max(|coordinate|, 1)."""
-    array = np.asarray(moving[leaf])
-    start = array.reshape(-1)[columns]
-    here = _real(start)
-    length = np.maximum(np.abs(here), 1.0)
-
-    def sample(multiples: Sequence[float]) -> Samples:
-        points = [(here + t * length).astype(start.dtype) for t in multiples]
-        found = [
-            [_values(mapping, moving, fixed, leaf, array, *point) for point in places]
-            for places in (zip(columns, row, strict=True) for row in points)
-        ]
-        values = [
-            np.stack([np.stack([c[output] for c in row], -1) for row in found])
-            for output in range(len(found[0][0]))
-        ]
-        return Samples(values, np.stack([_real(row) - here for row in points]))
-
-    return sample
-
-
-def line_sampler(
-    mapping: Mapping, moving: Arrays, fixed: Arrays, direction: Arrays
-) -> Sampler:
-    """One line along a direction v; length: max(median |entry|, 1) / sqrt(||v||).
-
-    A function that adds all entries up feels a step of ||v||, one that keeps them apart
-    a step of 1; the root is between the two.
+    Raises:
+        whatever the function has against complex numbers.
     """
-    entries = np.concatenate([np.abs(_real(np.asarray(a))).ravel() for a in moving])
-    finite = entries[np.isfinite(entries)]
-    norm = np.sqrt(sum(float(np.sum(_wide(v) ** 2)) for v in direction))
-    length = max(1.0, float(np.median(finite)) if finite.size else 1.0)
-    length /= np.sqrt(norm) or 1.0
+    moving = [
+        np.asarray(array).astype(np.promote_types(array.dtype, np.complex64))
+        for array in problem.moving
+    ]
+    step = max(float(jnp.finfo(array.dtype).eps) for array in moving) ** 2
 
-    def sample(multiples: Sequence[float]) -> Samples:
-        offsets = np.asarray(multiples) * length
-        found = [
-            [
-                _wide(output).reshape(-1, 1)
-                for output in mapping(
-                    [
-                        np.asarray(a) + np.asarray(t).astype(a.dtype) * np.asarray(v)
-                        for a, v in zip(moving, direction, strict=True)
-                    ],
-                    fixed,
-                )
-            ]
-            for t in offsets
-        ]
-        values = [np.stack(output) for output in zip(*found, strict=True)]
-        return Samples(values, offsets[:, None])
+    def way(line: Line) -> list[np.ndarray]:
+        points = line.moved(moving, lambda v: 1j * step * v)
+        outputs = problem.mapping(points, problem.fixed)
+        if not all(map(jnp.iscomplexobj, outputs)):
+            raise TypeError("its output is real where its input is complex")
+        return [wide(np.imag(output)).ravel() / step for output in outputs]
 
-    return sample
+    with warnings.catch_warnings(), jax.numpy_dtype_promotion("standard"):
+        warnings.simplefilter("ignore")
+        return by_line(problem, columns, way)
 
 
-def central(sampler: Sampler, step: float) -> Matrices:
+def central(line: Line, step: float | None = None) -> Matrices:
     """(f(x + h) - f(x - h)) / 2h, with the h that rounding left."""
-    values, offsets = sampler([step, -step])
-    with np.errstate(invalid="ignore"):
-        return [(f[0] - f[1]) / (offsets[0] - offsets[1]) for f in values]
+    h = step or line.eps ** (1 / 3)
+    values, offsets = line.sample([h, -h])
+    return [(f[0] - f[1]) / (offsets[0] - offsets[1]) for f in values]
 
 
-def richardson(
-    sampler: Sampler, step: float, eps: float, size: float = 0.0
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def richardson(line: Line, step: float | None = None) -> Matrices:
     """(4 D(h / 2) - D(h)) / 3 with D the central difference, and how far to trust it.
 
     The h^2 terms of the two cancel and an error of h^4 is left (Richardson, 1911); the
     uncertainty is the distance of the two and the rounding of the values, and of
-    numbers of that size on the way to them.
+    numbers of the leaves' size on the way to them.
     """
-    values, offsets = sampler([step, -step, step / 2, -step / 2])
+    h = step or line.eps ** (1 / 5)
+    values, offsets = line.sample([h, -h, h / 2, -h / 2])
     width = offsets[0] - offsets[1], offsets[2] - offsets[3]
     found = []
-    with np.errstate(invalid="ignore"):
-        for f in values:
-            coarse, fine = (f[0] - f[1]) / width[0], (f[2] - f[3]) / width[1]
-            largest = np.maximum(np.max(np.abs(f), axis=0), size)
-            rounding = 32 * eps * largest / np.abs(width[1])
-            found.append(((4 * fine - coarse) / 3, np.abs(fine - coarse) + rounding))
+    for f in values:
+        coarse, fine = (f[0] - f[1]) / width[0], (f[2] - f[3]) / width[1]
+        largest = np.maximum(np.max(np.abs(f), axis=0), line.size)
+        rounding = 32 * line.eps * largest / np.abs(width[1])
+        found.append(
+            np.stack([(4 * fine - coarse) / 3, np.abs(fine - coarse) + rounding])
+        )
     return found
 
 
-def best_step(
-    sampler: Sampler, eps: float, size: float
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each output Richardson's slope, by the step that is to be trusted most; how
-    far; and how the slopes before and behind the point differ on that step.
+def best_step(line: Line) -> Matrices:
+    """Richardson's slope by the step that is to be trusted most, how far, and how the
+    slopes before and behind the point differ on that step.
 
     That they do tells a long step, on which the rest may agree, from a short one.
     """
     tried = []
     for step in (1e-3, 1e-5, 1e-7, 1e-9, 1e-11, 1e-13, 1e-15):
-        values, offsets = sampler([0.0, step, -step])
+        values, offsets = line.sample([0.0, step, -step])
         sides = [(f[1:] - f[:1]) / offsets[1:, None] for f in values]
-        slopes = richardson(sampler, step, eps, size)
         tried.append(
             [
-                (slope, trust, abs(above - below))
-                for (slope, trust), (above, below) in zip(slopes, sides, strict=True)
+                np.stack([*slope_and_trust, abs(above - below)])
+                for slope_and_trust, (above, below) in zip(
+                    richardson(line, step), sides, strict=True
+                )
             ]
         )
     found = []
     for output in zip(*tried, strict=True):
-        slope, trust, gap = map(np.stack, zip(*output, strict=True))
+        slope, trust, gap = steps = np.stack(output, axis=1)
         unsure = np.nan_to_num((trust + gap) / abs(slope), nan=np.inf)
-        best = np.argmin(unsure, axis=0)[None]
-        picked = [np.take_along_axis(x, best, axis=0)[0] for x in (slope, trust, gap)]
-        found.append(tuple(picked))
+        best = np.argmin(unsure, axis=0)
+        found.append(steps[:, best, np.arange(best.size)])
     return found
 
 
-def one_sided(
-    sampler: Sampler, eps: float
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each output (kinked, slope from below, slope from above).
+def one_sided(line: Line) -> Matrices:
+    """(whether kinked, slope from below, slope from above).
 
     Where f is smooth the two slopes differ by h f'', which falls with h. At a kink they
     differ by a constant, or at a root's branch point by a power of h between 0 and -1;
     what grows like 1 / h is rounding, or, if it is large, a jump of f. What is nearer
     than sqrt(eps) to x counts as at x.
     """
-    steps = [eps**0.25, eps**0.375, eps**0.5]
-    values, offsets = sampler([0.0, *steps, *(-step for step in steps)])
+    steps = [line.eps**0.25, line.eps**0.375, line.eps**0.5]
+    values, offsets = line.sample([0.0, *steps, *(-step for step in steps)])
     found = []
-    with np.errstate(invalid="ignore"):
-        for f in values:
-            slopes = (f[1:] - f[:1]) / offsets[1:, None]
-            above, below = slopes[:3], slopes[3:]
-            gap = np.abs(above - below)
-            size = np.maximum(np.abs(above[2]), np.abs(below[2]))
-            noise = 64 * eps * np.abs(f[0]) / np.abs(offsets[3])
-            steady = (gap[1] > 0.5 * gap[0]) & (gap[2] > 0.5 * gap[1])
-            steady &= gap[2] < 20 * gap[1]
-            kinked = steady & (gap[2] > np.maximum(1e-3 * size, noise))
-            jump = np.abs(f[1:4] - f[4:])
-            jumped = (jump[1] > 0.5 * jump[0]) & (jump[2] > 0.5 * jump[1])
-            jumped &= jump[2] > 1e-6 * np.max(np.abs(f), axis=0)
-            found.append((kinked | jumped, below[2], above[2]))
+    for f in values:
+        slopes = (f[1:] - f[:1]) / offsets[1:, None]
+        above, below = slopes[:3], slopes[3:]
+        gap = np.abs(above - below)
+        size = np.maximum(np.abs(above[2]), np.abs(below[2]))
+        noise = 64 * line.eps * np.abs(f[0]) / np.abs(offsets[3])
+        steady = (gap[1] > 0.5 * gap[0]) & (gap[2] > 0.5 * gap[1])
+        steady &= gap[2] < 20 * gap[1]
+        kinked = steady & (gap[2] > np.maximum(1e-3 * size, noise))
+        jump = np.abs(f[1:4] - f[4:])
+        jumped = (jump[1] > 0.5 * jump[0]) & (jump[2] > 0.5 * jump[1])
+        jumped &= jump[2] > 1e-6 * np.max(np.abs(f), axis=0)
+        found.append(np.stack([kinked | jumped, below[2], above[2]]))
     return found
 
 
-def complex_coordinates(
-    mapping: Mapping, moving: Arrays, fixed: Arrays, leaf: int, columns: np.ndarray
-) -> Matrices:
-    """Im f(x + ih) / h, a coordinate at a time: no difference, so no cancellation.
-
-    Source: Squire & Trapp (1998), SIAM Review 40(1).
-    """
-    moving = [_complex(array) for array in moving]
-    array = moving[leaf]
-    step = float(jnp.finfo(array.dtype).eps) ** 2
-    start = array.reshape(-1)[columns]
-    found = [
-        _values(mapping, moving, fixed, leaf, array, column, value + 1j * step)
-        for column, value in zip(columns, start, strict=True)
-    ]
-    return [
-        np.stack([_imaginary(o) for o in output], axis=-1) / step
-        for output in zip(*found, strict=True)
-    ]
+def wide(array: Any) -> np.ndarray:
+    return np.asarray(array).astype(np.float64)
 
 
-def complex_along(
-    mapping: Mapping, moving: Arrays, fixed: Arrays, direction: Arrays
-) -> Matrices:
-    """Im f(x + ihv) / h for each output, along one direction v."""
-    leaves = [_complex(array) for array in moving]
-    step = float(jnp.finfo(leaves[0].dtype).eps) ** 2
-    outputs = mapping(
-        [
-            (a + 1j * step * np.asarray(v)).astype(a.dtype)
-            for a, v in zip(leaves, direction, strict=True)
-        ],
-        fixed,
-    )
-    return [_imaginary(np.asarray(o)).reshape(-1, 1) / step for o in outputs]
+def _entries(array: Any, places: np.ndarray) -> np.ndarray:
+    return wide(np.asarray(array).reshape(-1)[places])
 
 
-def narrowing(jaxpr: Any) -> str | None:
-    """The first primitive that takes float64 and gives a narrower float, if any."""
-    for equation in jaxpr.eqns:
-        params = jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")
-        )
-        inner = [getattr(param, "jaxpr", param) for param in params]
-        inner = [body for body in inner if hasattr(body, "eqns")]
-        for body in inner:
-            if found := narrowing(body):
-                return found
-        taken, given = (
-            {v.aval.dtype for v in variables if hasattr(v.aval, "dtype")}
-            for variables in (equation.invars, equation.outvars)
-        )
-        for dtype in given if not inner and np.dtype(np.float64) in taken else ():
-            if jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 8:
-                return f"{equation.primitive} to {dtype}"
-    return None
-
-
-def _pushforward(mapping: Mapping) -> Callable[..., list[Any]]:
-    def push(moving: Arrays, fixed: Arrays, tangent: Arrays) -> list[Any]:
-        primals, tangents = (list(moving),), (list(tangent),)
-        return jax.jvp(lambda leaves: mapping(leaves, fixed), primals, tangents)[1]
-
-    return jax.jit(push)
-
-
-def _values(
-    mapping: Mapping,
-    moving: Arrays,
-    fixed: Arrays,
-    leaf: int,
-    array: Any,
-    column: int | np.integer,
-    value: Any,
-) -> Matrices:
-    moved = list(moving)
-    moved[leaf] = _replaced(array, column, value)
-    outputs = [np.asarray(output) for output in mapping(moved, fixed)]
-    return [_real(o).ravel() if o.dtype.kind != "c" else o.ravel() for o in outputs]
-
-
-def _replaced(array: np.ndarray, column: int | np.integer, value: Any) -> np.ndarray:
-    # In NumPy: a copy costs less than a compiled update for every shape and type.
-    moved = array.copy()
-    moved.reshape(-1)[column] = value
-    return moved
-
-
-def _complex(array: Any) -> np.ndarray:
-    array = np.asarray(array)
-    return array.astype(np.complex64 if array.dtype.itemsize < 8 else np.complex128)
-
-
-def _imaginary(output: np.ndarray) -> np.ndarray:
-    if output.dtype.kind != "c":
-        raise TypeError("its output is real where its input is complex")
-    return np.imag(output).astype(np.float64)
-
-
-def _real(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float64)
-
-
-def _wide(array: Any) -> np.ndarray:
-    return _real(np.asarray(array))
+def _size(array: Any) -> float:
+    array = wide(array)
+    return float(np.max(np.abs(array), initial=0.0, where=np.isfinite(array)))

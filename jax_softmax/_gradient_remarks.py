@@ -9,29 +9,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_softmax import _gradient_methods as methods
-from jax_softmax._gradient_arguments import Block
 from jax_softmax._gradient_decimals import DIGITS
 from jax_softmax._gradient_judge import (
-    Columns,
-    Problem,
+    Judgement,
     Witness,
     float64,
+    largest,
     narrowing,
+    operations,
     widened,
 )
-from jax_softmax._gradient_line import Line
+from jax_softmax._gradient_line import Slope
+from jax_softmax._gradient_methods import Columns, Matrices, Problem
+from jax_softmax._gradient_report import Block
 
 
 @np.errstate(all="ignore")
-def agrees(slopes: methods.Matrices, seen: Witness) -> bool:
+def agrees(found: Matrices, seen: Witness) -> bool:
     """Whether two ways that know nothing of autodiff tell the same story."""
-    for i, slope in enumerate(slopes):
-        wide, finite = seen.slopes[i], np.isfinite(seen.slopes[i])
-        largest = np.max(np.abs(wide), initial=0.0, where=finite)
-        near = np.abs(slope - wide) <= 1e-3 * largest + 10 * seen.trust[i]
-        near |= np.abs(slope - seen.close(i)) <= 1e-3 * largest
-        if np.any(finite & ~near):
+    for i, (found_here, slopes) in enumerate(zip(found, seen.slopes, strict=True)):
+        room = 1e-3 * largest(slopes)
+        near = np.abs(found_here - slopes) <= room + 10 * seen.trust[i]
+        near |= np.abs(found_here - seen.close(i)) <= room
+        if np.any(np.isfinite(slopes) & ~near):
             return False
     return True
 
@@ -39,9 +39,9 @@ def agrees(slopes: methods.Matrices, seen: Witness) -> bool:
 @np.errstate(all="ignore")
 def diagnosis(form: str, block: Block, got: np.ndarray, exact: np.ndarray) -> list[str]:
     """What a wrong closed form looks like from afar: a factor, a sign, a transpose."""
-    largest = np.max(np.abs(exact), initial=0.0, where=np.isfinite(exact))
-    large = np.isfinite(exact) & np.isfinite(got) & (np.abs(exact) > 1e-2 * largest)
-    if not np.any(large) or largest == 0:
+    large = np.isfinite(exact) & np.isfinite(got)
+    large &= np.abs(exact) > 1e-2 * largest(exact)
+    if not np.any(large):
         return []
     ratios = got[large] / exact[large]
     factor = float(np.median(ratios))
@@ -63,9 +63,7 @@ def _near(got: np.ndarray, exact: np.ndarray) -> bool:
     finite = np.isfinite(exact)
     if not np.array_equal(got[~finite], exact[~finite], equal_nan=True):
         return False
-    got, exact = got[finite], exact[finite]
-    largest = np.max(np.abs(exact), initial=0.0)
-    return bool(np.all(np.abs(got - exact) <= 1e-2 * largest))
+    return bool(np.all(np.abs(got - exact)[finite] <= 1e-2 * largest(exact)))
 
 
 @np.errstate(all="ignore")
@@ -123,8 +121,9 @@ def draws_others(judged: Problem) -> list[str]:
 
         return jax.make_jaxpr(again)(problem.moving, problem.fixed)
 
-    def drawn(program: Any) -> list[str]:
-        return re.findall(r"random_bits\[[^\]]*\]", str(program))
+    def drawn(program: Any) -> list[Any]:
+        found = operations(program.jaxpr)
+        return [e.params for e in found if e.primitive.name == "random_bits"]
 
     def printed(program: Any) -> str:
         return re.sub(r"0x[0-9a-f]+", "", str(program))  # where a rule is in memory
@@ -153,30 +152,29 @@ def doubts(
     judged: Problem,
     blocks: Sequence[Block],
     columns: Columns,
-    exact: methods.Matrices,
-    in_float64: methods.Matrices,
+    judgement: Judgement,
     seen: Witness,
-    line: Line | None,
     notes: list[str],
 ) -> list[str]:
     """Reasons why no one should trust the judge here.
 
     Where decimals bear the judge out, float64 differences have nothing to say on that.
     """
-    doubts = []
-    differences_count = line is None or not line.sound
+    exact, slope = judgement.exact, judgement.slope
     if narrow := narrowing(judged):
         return [
             f"the judge leaves float64 on the way ({narrow}), so it is no better than "
             "what it judges; give a judge= that does not cast"
         ]
+    differences_count = not judgement.sound
+    doubts = []
     for i, block in enumerate(blocks):
+        rows = len(exact[i])
 
-        def name(place: np.ndarray, i: int = i, block: Block = block) -> str:
-            column = int(columns[block.leaf][place[1]])
-            flat = int(place[0]) * exact[i].shape[1] + column
-            index = [int(k) for k in np.unravel_index(flat, block.shape)]
-            return f"{block.name}{index}"
+        def name(place: np.ndarray, block: Block = block, rows: int = rows) -> str:
+            row, column = place
+            at = block.place(row, columns[block.leaf][column], rows)
+            return f"{block.name}{list(at)}"
 
         kinks = np.argwhere(seen.kinked[i] & differences_count)
         if kinks.size:
@@ -200,20 +198,9 @@ def doubts(
                 f"{block.name}: if the function is not, give another judge="
             )
         slopes, right = seen.slopes[i], exact[i][:, columns[block.leaf]]
-        size = np.max(np.abs(right), initial=0.0, where=np.isfinite(right))
-        near = np.abs(slopes - right) <= 1e-6 * size + 10 * seen.trust[i]
-        plain = in_float64[i][:, columns[block.leaf]]
-        # What float64 loses in reverse mode, its differences cannot see either.
-        lost = ~(np.abs(plain - right) <= 1e-3 * np.abs(right))
-        if np.any(lost & np.isfinite(right)):
-            at = tuple(np.argwhere(lost & np.isfinite(right))[0])
-            notes.append(
-                f"float64 loses the digits of {name(np.array(at))}: it gives "
-                f"{plain[at]:.6g} for {right[at]:.6g}; differences say nothing there"
-            )
-        far = np.isfinite(slopes) & ~near & ~lost
+        far = np.isfinite(slopes) & ~seen.near[i]
         # A kink beside the point spoils wide differences, but not the close ones.
-        beside = far & (np.abs(seen.close(i) - right) <= 1e-5 * size)
+        beside = far & (np.abs(seen.close(i) - right) <= 1e-5 * largest(right))
         if np.any(beside):
             notes.append(
                 f"a kink or a sharp bend is near {name(np.argwhere(beside)[0])}: "
@@ -227,21 +214,21 @@ def doubts(
                 f"{slopes[at]:.6g}, not {right[at]:.6g}; a derivative rule is wrong or "
                 f"a stop_gradient hides a term{_more(len(wrong))}"
             )
-    if line is not None and not line.sound and not doubts:
-        doubts.append(_on_the_line(line))
+    if slope is not None and not slope.sound and not doubts:
+        doubts.append(_on_the_line(slope))
     return doubts
 
 
-def _on_the_line(line: Line) -> str:
-    if line.kinked.any():
+def _on_the_line(slope: Slope) -> str:
+    if slope.kinked.any():
         return (
             "not differentiable: along a random line, in decimals, the slopes before "
             "and behind this point differ"
         )
-    at = np.argmax(line.far)
+    at = np.argmax(slope.far)
     return (
         "the judge is contradicted by the function in decimals, whose slope along a "
-        f"random line is {line.slope[at]:.17g}, not {line.judged[at]:.17g}: a "
+        f"random line is {slope.true[at]:.17g}, not {slope.judged[at]:.17g}: a "
         "derivative rule is wrong in some entry or a stop_gradient hides a term"
     )
 

@@ -13,6 +13,20 @@ EVIDENCE = ("central", "richardson", "complex step")
 METHODS = ("reverse", "forward", *EVIDENCE)
 
 
+class Block(NamedTuple):
+    """One matrix of the derivative: name, leaf, full shape and the leaf's type."""
+
+    name: str
+    leaf: int
+    shape: tuple[int, ...]
+    dtype: Any
+
+    def place(self, row: Any, column: Any, rows: int) -> tuple[int, ...]:
+        """Where an entry of the matrix, which has so many rows, is in full shape."""
+        flat = int(row) * (math.prod(self.shape) // rows) + int(column)
+        return tuple(int(i) for i in np.unravel_index(flat, self.shape))
+
+
 class GradientRow(NamedTuple):
     """How one method does on one leaf.
 
@@ -163,7 +177,6 @@ def errors_in_ulp(
         spacing = np.where(size < tiny, tiny, spacing)
     with np.errstate(invalid="ignore", over="ignore"):
         ulps = np.abs(got - exact) / spacing
-    with np.errstate(over="ignore"):
         rounded = exact.astype(dtype).astype(np.float64)
     same = (got == exact) | (np.isnan(got) & np.isnan(exact))
     same |= np.isinf(got) & (got == rounded)
@@ -171,21 +184,19 @@ def errors_in_ulp(
 
 
 def measure(
-    leaf: str,
+    block: Block,
     method: str,
-    dtype: Any,
     got: np.ndarray,
     exact: np.ndarray,
     columns: np.ndarray,
-    shape: tuple[int, ...],
     floor: float | int,
 ) -> GradientRow:
     """The row for `got`, the named columns of the judge's matrix `exact`."""
     wanted = exact[:, columns]
     largest = float(np.max(np.abs(exact), initial=0.0, where=np.isfinite(exact)))
     # The floor is a share of the leaf's largest entry, probed or not.
-    beside = np.concatenate([wanted.ravel(), [largest]])
-    ulps = errors_in_ulp(np.append(got.ravel(), largest), beside, dtype, floor)[:-1]
+    beside = np.append(wanted, largest)
+    ulps = errors_in_ulp(np.append(got, largest), beside, block.dtype, floor)[:-1]
     with np.errstate(invalid="ignore", divide="ignore"):
         error = np.abs(got - wanted).ravel()
         error = np.where(ulps == 0, 0.0, np.where(np.isnan(error), np.inf, error))
@@ -193,11 +204,10 @@ def measure(
         relative = np.where(np.isnan(relative), error, relative)
     worst = int(np.argmax(ulps))
     row, column = np.unravel_index(worst, wanted.shape)
-    flat = int(row) * exact.shape[1] + int(columns[column])
     return GradientRow(
-        leaf=leaf,
+        leaf=block.name,
         method=method,
-        dtype=str(jnp.dtype(dtype)),
+        dtype=str(jnp.dtype(block.dtype)),
         checked=wanted.size,
         size=exact.size,
         max_ulp=float(ulps[worst]),
@@ -206,7 +216,7 @@ def measure(
         median_abs=float(np.median(error)),
         max_rel=float(np.max(relative)),
         median_rel=float(np.median(relative)),
-        at=tuple(int(i) for i in np.unravel_index(flat, shape)),
+        at=block.place(row, columns[column], len(exact)),
         got=float(got.ravel()[worst]),
         exact=float(wanted.ravel()[worst]),
         largest=largest,
