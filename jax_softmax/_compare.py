@@ -51,7 +51,7 @@ def compare_gradients(
     The judge is reverse mode of `judge` (by default `function`) on the same numbers:
     its program is traced in float64, inside `jax.enable_x64(True)` (the caller's jax
     config is as it was), and run in 60 decimal digits, so that nothing which cancels in
-    float64 is lost. Where decimals have no such operation (this library's exponentials
+    float64 is lost, and no cast between floats rounds. Where decimals have no such operation (this library's exponentials
     work on bits) or would take more than about half a second, and for a judge that was
     given, float64 runs it; the report says so.
 

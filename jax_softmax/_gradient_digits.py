@@ -3,7 +3,8 @@
 p - 1 is 0 in float64 from a margin of 37 on, whoever computes it. The program of a
 derivative, as JAX traced it, is a list of additions, products and elementary functions,
 and Python's `decimal` has those to any precision. Arrays become arrays of Decimals,
-what only moves entries is run on their indices, and integers are left to JAX. What
+what only moves entries is run on their indices, casts between floats change nothing,
+and integers are left to JAX. What
 has no counterpart here, or takes too long, is Unsupported: then float64 must do.
 """
 
@@ -120,11 +121,6 @@ def _applied(equation: Any, args: list[Any]) -> list[Any]:
     elif not any(map(_is_decimal, args)):
         found = _bound(equation.primitive, args, params)
         return [decimals(o) for o in found]
-    if exact and aval.dtype != np.float64:
-        raise Unsupported(
-            f"{name} to {aval.dtype}; give arrays that the function captures as "
-            "arguments"
-        )
     move = name in MOVES
     out = _moved(equation, args) if move else OPERATIONS[name](*args, **params)
     if equation.primitive.multiple_results:

@@ -184,7 +184,7 @@ def narrowing(judged: Problem) -> str | None:
             for variables in (equation.invars, equation.outvars)
         )
         for dtype in given if np.dtype(np.float64) in taken else ():
-            if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 64:
+            if jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).bits < 64:
                 return f"{equation.primitive} to {dtype}"
     return None
 

@@ -159,14 +159,18 @@ def doubts(
     """Reasons why no one should trust the judge here.
 
     Where decimals bear the judge out, float64 differences have nothing to say on that.
+    Nor do they on a function that leaves float64 on the way, which decimals do not.
     """
     exact, slope = judgement.exact, judgement.slope
-    if narrow := narrowing(judged):
+    narrow = narrowing(judged)
+    if narrow and slope is None:
         return [
             f"the judge leaves float64 on the way ({narrow}), so it is no better than "
             "what it judges; give a judge= that does not cast"
         ]
-    differences_count = not judgement.sound
+    if narrow:
+        notes.append(f"the judge leaves out a cast on the way, {narrow}")
+    differences_count = not narrow and not judgement.sound
     doubts = []
     for i, block in enumerate(blocks):
         rows = len(exact[i])
@@ -197,10 +201,14 @@ def doubts(
                 f"the judge is NaN in {undefined} of {exact[i].size} entries of "
                 f"{block.name}: if the function is not, give another judge="
             )
+        if narrow:
+            continue
         slopes, right = seen.slopes[i], exact[i][:, columns[block.leaf]]
         far = np.isfinite(slopes) & ~seen.near[i]
         # A kink beside the point spoils wide differences, but not the close ones.
-        beside = far & (np.abs(seen.close(i) - right) <= 1e-5 * largest(right))
+        few_digits = 1e-5 * largest(right)
+        beside = far & (np.abs(seen.close(i) - right) <= few_digits)
+        beside &= np.abs(slopes - right) > few_digits
         if np.any(beside):
             notes.append(
                 f"a kink or a sharp bend is near {name(np.argwhere(beside)[0])}: "

@@ -345,6 +345,17 @@ def test_a_wrong_custom_rule_does_not_judge_itself_right():
     assert plain.row("x", "reverse").max_rel == pytest.approx(0.5)
 
 
+def test_a_rule_that_is_nearly_right_is_no_kink():
+    @jax.custom_jvp
+    def cube(x):
+        return x**3
+
+    cube.defjvp(lambda p, t: (p[0] ** 3, t[0] * 3.00001 * p[0] ** 2))
+    report = compare_gradients(lambda x: jnp.sum(cube(x)), None, Z)
+    assert "float64 differences contradict the judge at x[" in report.doubts[0]
+    assert not any("kink" in note for note in report.notes)
+
+
 def test_a_hidden_gradient_is_a_doubt():
     report = compare_gradients(
         lambda x: jnp.sum(x * jax.lax.stop_gradient(x)), None, Z, probes=4
@@ -362,13 +373,36 @@ def test_a_nan_gradient_of_a_finite_function_is_a_doubt():
 
 def test_a_judge_that_is_not_in_float64_is_a_doubt():
     def narrow(x):
-        return jnp.sum(jnp.exp(x.astype(jnp.float32)))
+        return jnp.sum(jnp.sin(x.astype(jnp.float32)))
 
-    report = compare_gradients(narrow, jnp.exp, Z, probes=4)
-    assert (
-        "the judge leaves float64 on the way (convert_element_type"
-        in (report.doubts[0])
-    )
+    def narrow_complex(x):
+        return jnp.sum(jnp.abs(x.astype(jnp.complex64)))
+
+    for function in (narrow, narrow_complex):
+        report = compare_gradients(function, None, Z, probes=4)
+        said = "the judge leaves float64 on the way (convert_element_type"
+        assert said in report.doubts[0]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_casts_are_no_part_of_what_decimals_judge(dtype):
+    def plain(z, y):
+        return jnp.sum(nll(z.astype(jnp.float32), y))
+
+    def form(z, y):
+        return cross_entropy_gradient(z.astype(jnp.float32), y).astype(z.dtype)
+
+    report = compare_gradients(plain, form, Z.astype(dtype), IDS)
+    report.raise_if(ulp=4, methods=FORM)
+    assert any("leaves out a cast on the way" in note for note in report.notes)
+
+    @jax.custom_vjp
+    def wrong(x):
+        return jnp.sum(x.astype(jnp.float32) ** 2)
+
+    wrong.defvjp(lambda x: (wrong(x), x), lambda x, g: (g.astype(x.dtype) * x,))
+    report = compare_gradients(wrong, None, Z.astype(dtype))
+    assert "contradicted by the function in decimals" in report.doubts[0]
 
 
 @pytest.mark.parametrize("margin", [20.0, 60.0])
@@ -492,6 +526,14 @@ def test_a_function_that_no_complex_number_passes_says_so():
     assert any("complex step does not apply" in note for note in report.notes)
 
 
+def test_complex_results_are_left_alone():
+    report = compare_gradients(
+        lambda x: (x**2, x.astype(complex)), lambda x, g: 2 * x * g[0], Z, probes=4
+    )
+    report.raise_if(ulp=1, methods=FORM)
+    assert report.row("x", "complex step").max_ulp < 4
+
+
 def test_what_overflows_in_float64_is_judged_right():
     def naive(z):
         return jnp.log(jnp.sum(jnp.exp(z)))
@@ -563,6 +605,13 @@ def test_a_closed_form_that_takes_no_cotangent_is_told_of_it():
         TypeError, match=r"called with a cotangent shaped like the result, \(3,\)"
     ):
         compare_gradients(jnp.exp, lambda z: jnp.exp(z), jnp.arange(3.0))
+
+
+def test_a_closed_form_of_a_scalar_is_called_with_the_arguments_alone():
+    with pytest.raises(
+        TypeError, match=r"closed form: .*'g'\. It is called with the arguments alone"
+    ):
+        compare_gradients(jnp.sum, lambda z, g: g, jnp.arange(3.0))
 
 
 @pytest.mark.parametrize("what", ["cotangent", "tangent"])
