@@ -213,7 +213,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "select_n": lambda which, *cases: np.select(
         [np.asarray(which) == i for i in range(len(cases))], cases, cases[0]
     ),
-    "empty2": lambda **_: Decimal(0),  # of what is never read
     "iota": lambda *, shape, dimension, **_: np.broadcast_to(
         np.arange(shape[dimension]).reshape(
             [-1 if axis == dimension else 1 for axis in range(len(shape))]

@@ -4,8 +4,8 @@ p - 1 is 0 in float64 from a margin of 37 on, whoever computes it. The program o
 derivative, as JAX traced it, is a list of additions, products and elementary functions,
 and Python's `decimal` has those to any precision. Arrays become arrays of Decimals,
 what only moves entries is run on their indices, casts between floats change nothing,
-and integers are left to JAX. What
-has no counterpart here, or takes too long, is Unsupported: then float64 must do.
+and integers are left to JAX. What has no counterpart here, or takes too long, is
+Unsupported: then float64 must do.
 """
 
 import decimal
@@ -77,7 +77,8 @@ def _cost(jaxpr: Any) -> int:
             cost += times * max(map(_cost, bodies))
             continue
         avals = [v.aval for v in (*equation.invars, *equation.outvars)]
-        if not any(jnp.issubdtype(a.dtype, jnp.floating) for a in avals):
+        taken = avals[: len(equation.invars)]
+        if not any(jnp.issubdtype(a.dtype, jnp.floating) for a in taken):
             continue
         if name not in OPERATIONS and name not in MOVES:
             raise Unsupported(name)
