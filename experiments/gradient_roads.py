@@ -41,7 +41,7 @@ class Case(NamedTuple):
 
     def roads(self) -> dict[str, Function]:
         """The gradients that JAX computes: functions of (*args, *told)."""
-        back = grad if not self.told else pullback
+        back = pullback if self.told else jax.grad
         return {
             TEXTBOOK: back(self.textbook),
             STABLE: back(self.stable),
@@ -49,10 +49,6 @@ class Case(NamedTuple):
             CLOSED: self.closed_form,
             OPTAX: back(self.optax),
         }
-
-
-def grad(function: Function) -> Function:
-    return jax.grad(function)
 
 
 def pullback(function: Function) -> Function:

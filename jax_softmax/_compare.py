@@ -15,6 +15,7 @@ from jax_softmax import _gradient_remarks as remarks
 from jax_softmax._gradient_methods import Problem
 from jax_softmax._gradient_report import (
     EVIDENCE,
+    Block,
     GradientReport,
     errors_in_ulp,
     measure,
@@ -51,9 +52,9 @@ def compare_gradients(
     The judge is reverse mode of `judge` (by default `function`) on the same numbers:
     its program is traced in float64, inside `jax.enable_x64(True)` (the caller's jax
     config is as it was), and run in 60 decimal digits, so that nothing which cancels in
-    float64 is lost, and no cast between floats rounds. Where decimals have no such operation (this library's exponentials
-    work on bits) or would take more than about half a second, and for a judge that was
-    given, float64 runs it; the report says so.
+    float64 is lost and no cast between floats rounds. Where decimals have no such
+    operation (this library's exponentials work on bits) or would take more than about
+    half a second, and for a judge that was given, float64 runs it; the report says so.
 
     A judge can be wrong as well, so it is held to the function itself. In decimals that
     is its slope along a random line, in which all entries count alike; where there are
@@ -146,10 +147,10 @@ def compare_gradients(
 
     own, judged = problem(function), problem(judge or function)
     outer = heads = None
-    if full_jacobian:
-        outer = template if order == 2 else result
-        heads = [*zip(names, moving, strict=True)] if order == 2 else None
-        heads = heads or arguments.outputs(result)
+    if full_jacobian and order == 1:
+        outer, heads = result, arguments.outputs(result)
+    elif full_jacobian:
+        outer, heads = template, [*zip(names, moving, strict=True)]
     blocks = arguments.blocks_of(names, moving, heads)
     found = judging.judgement(judged, seed, given=judge is not None)
     exact = found.exact
@@ -199,14 +200,10 @@ def _probed(
     own: Problem, columns: methods.Columns, step: float | None, notes: list[str]
 ) -> dict[str, methods.Matrices]:
     """Forward mode, differences and complex step, as far as the function lets them."""
-    probed = {}
     with methods.quiet():
-        for name, way in (
-            ("central", methods.central),
-            ("richardson", methods.richardson),
-        ):
-            probed[name] = methods.by_line(own, columns, partial(way, step=step))
-    probed["richardson"] = [slopes for slopes, _ in probed["richardson"]]
+        central = methods.by_line(own, columns, partial(methods.central, step=step))
+        both = methods.by_line(own, columns, partial(methods.richardson, step=step))
+    probed = {"central": central, "richardson": [slopes for slopes, _ in both]}
     for name, way in (
         ("forward", methods.forward),
         ("complex step", methods.complex_step),
@@ -220,7 +217,7 @@ def _probed(
 
 def _probes(
     moving: Sequence[Any],
-    blocks: Sequence[arguments.Block],
+    blocks: Sequence[Block],
     found: Mapping[str, methods.Matrices],
     exact: methods.Matrices,
     probes: int,

@@ -160,7 +160,8 @@ def _crooked(wide: Problem, seed: int) -> list[int]:
     random, found = np.random.default_rng(seed), []
     for leaf, array in enumerate(wide.moving):
         direction = [np.zeros(a.shape) for a in wide.moving]
-        direction[leaf] = random.choice([-1.0, 1.0], array.shape)
+        signs = random.choice([-1.0, 1.0], array.shape)
+        direction[leaf] = np.where(np.isfinite(array), signs, 0.0)
         line = along(wide, direction)
         kinked = any(np.any(kinked) for kinked, _, _ in one_sided(line))
         if kinked and any(np.any(_bent(best)) for best in best_step(line)):

@@ -73,32 +73,34 @@ class Line(NamedTuple):
         apart a step of 1; the root is between the two.
         """
         mapping, moving, fixed, _ = self.problem
-        start, speed = (
-            np.concatenate(parts)
-            for parts in zip(
-                *((_entries(moving[i], at), v) for i, (at, v) in self.speeds.items()),
-                strict=True,
-            )
-        )
-        length = max(1.0, np.median(np.abs(start)) if start.size else 1.0)
+        start = self.entries(moving)
+        finite = np.isfinite(start)
+        speed = np.concatenate([speed for _, speed in self.speeds.values()])
+        speed = np.where(finite, speed, 0)
+        length = max(1.0, np.median(np.abs(start[finite])) if finite.any() else 1.0)
         length /= np.sqrt(np.linalg.norm(speed))
         values, offsets = [], []
         for t in np.multiply(multiples, length):
             moved = self.moved(moving, lambda v, t=t: t * v)
             values.append([wide(output).ravel() for output in mapping(moved, fixed)])
-            ends = [_entries(moved[i], at) for i, (at, _) in self.speeds.items()]
-            offsets.append((np.concatenate(ends) - start) @ speed / (speed @ speed))
+            gone = np.where(finite, self.entries(moved) - start, 0)
+            offsets.append(gone @ speed / (speed @ speed))
         return [np.stack(o) for o in zip(*values, strict=True)], np.array(offsets)
+
+    def entries(self, arrays: Arrays) -> np.ndarray:
+        """Those entries of the arrays that move."""
+        found = [
+            np.asarray(arrays[leaf]).reshape(-1)[places]
+            for leaf, (places, _) in self.speeds.items()
+        ]
+        return np.concatenate([wide(entries) for entries in found])
 
 
 def along(problem: Problem, direction: Arrays) -> Line:
-    """The line on which all finite entries move in a direction."""
-    speeds = {}
-    for leaf, (array, v) in enumerate(zip(problem.moving, direction, strict=True)):
-        speed = wide(v).ravel()
-        places = np.flatnonzero((speed != 0) & np.isfinite(wide(array).ravel()))
-        speeds[leaf] = places, speed[places]
-    return Line(problem, speeds, max(map(_size, problem.moving)))
+    """The line on which all entries move in a direction."""
+    speeds = [wide(v).ravel() for v in direction]
+    moving = {i: (np.flatnonzero(v), v[v != 0]) for i, v in enumerate(speeds)}
+    return Line(problem, moving, max(map(_size, problem.moving)))
 
 
 def coordinates(problem: Problem, leaf: int, places: np.ndarray) -> list[Line]:
@@ -274,10 +276,6 @@ def one_sided(line: Line) -> Matrices:
 
 def wide(array: Any) -> np.ndarray:
     return np.asarray(array).astype(np.float64)
-
-
-def _entries(array: Any, places: np.ndarray) -> np.ndarray:
-    return wide(np.asarray(array).reshape(-1)[places])
 
 
 def _size(array: Any) -> float:
