@@ -17,7 +17,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
-from jax_softmax import _checks as checks
+from jax_softmax import _options as options
 from jax_softmax._distributions import (
     Distribution,
     Law,
@@ -96,7 +96,7 @@ def perplexity(
 
 def nats_in(base: float) -> float:
     """log(base): how many nats one unit of this base is."""
-    base = checks.number("base", base)
+    base = options.number("base", base)
     if base <= 1:
         raise ValueError(f"base must be above 1, got {base}")
     return math.log(base)
