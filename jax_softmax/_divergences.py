@@ -94,8 +94,8 @@ def kl_divergence(
 
     Returns:
         KL >= 0, within 6 ULP if both are Logits, and 7 if both are Probs with the same
-        sum. If one is Logits and the other Probs, the rounding of the probabilities
-        themselves adds up to 1e-6 sqrt(KL).
+        sum. Otherwise the rounding of probabilities, or of their sums, adds up to
+        1e-6 sqrt(KL).
 
     Raises:
         TypeError: p or q does not say what it is, or is not floating point, or base no

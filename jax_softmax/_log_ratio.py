@@ -28,13 +28,13 @@ def log_ratio(p: Distribution, q: Distribution, a: Law, b: Law) -> Array:
     ruled_out = (a.probs == 0) & (b.probs == 0)
     log_p, log_q = (jnp.where(ruled_out, 0, x.log_probs) for x in (a, b))
     like = log_q - log_p
-    d, shift = like, 0
+    high, low, shift = like, jnp.zeros_like(like), jnp.zeros_like(a.log_total)
     match p, q:
         case Logits(), Logits():
             z_top, y_top = (x.scores.max(-1, keepdims=True) for x in (a, b))
-            rest = a.log_total - b.log_total
-            precise, exact = _step(a.scores, z_top, b.scores, y_top, rest)
-            d = jnp.where(exact, precise, like)
+            step, rest, exact = _step(a.scores, z_top, b.scores, y_top)
+            high, low = jnp.where(exact, step, like), jnp.where(exact, rest, 0)
+            shift = jnp.where(exact, a.log_total - b.log_total, 0)
         case Probs(), Probs():
             u, v = jnp.asarray(p[0]), jnp.asarray(q[0])
             ruled_in = (u > 0) & (v > 0)
@@ -42,10 +42,15 @@ def log_ratio(p: Distribution, q: Distribution, a: Law, b: Law) -> Array:
             in_sum = jnp.log(u.sum(-1, keepdims=True) / v.sum(-1, keepdims=True))
             # Beside a larger term the two logarithms' own rounding is the smaller one.
             precise = ruled_in & (jnp.abs(in_sum) < 1)
-            d = jnp.where(precise, weight_ratio(one_v, one_u), like)
+            high = jnp.where(precise, weight_ratio(one_v, one_u), like)
             shift = jnp.where(precise, in_sum, 0)
-    mean = excess(a.probs, b.probs, d + shift).sum(-1, keepdims=True)
-    return moving_as(like, jnp.where(jnp.isfinite(d), d + (shift - jnp.log1p(mean)), d))
+    d = _shifted(high, low, shift)
+    # The second time it is no larger than d, and so is what rounding leaves of it.
+    for _ in range(2):
+        mean = excess(a.probs, b.probs, d).sum(-1, keepdims=True)
+        shift = shift - jnp.log1p(mean)
+        d = _shifted(high, low, shift)
+    return moving_as(like, d)
 
 
 def ratio_from_top(p: Array, d: Array, of: Distribution, other: Distribution) -> Array:
@@ -56,8 +61,8 @@ def ratio_from_top(p: Array, d: Array, of: Distribution, other: Distribution) ->
         return moved
     z, y = jnp.asarray(of.logits), jnp.asarray(other.logits)
     z_top, y_top = (row_entry(x, p.argmax(-1))[..., None] for x in (z, y))
-    step, exact = _step(z, z_top, y, y_top, jnp.zeros_like(y))
-    return moving_as(moved, jnp.where(exact & jnp.isfinite(d), step, moved))
+    step, rest, exact = _step(z, z_top, y, y_top)
+    return moving_as(moved, jnp.where(exact & jnp.isfinite(d), step + rest, moved))
 
 
 def drops_from_top(p: Array, q: Distribution, drops: Array) -> Array:
@@ -98,13 +103,20 @@ def exp_less_line(d: Array) -> Array:
     return jnp.where(near, x * x * series, (jnp.exp(far) - 1) - far)
 
 
-def _step(
-    z: Array, z_top: Array, y: Array, y_top: Array, rest: Array
-) -> tuple[Array, Array]:
-    """(y - y_top) - (z - z_top) + rest, and where that is a number."""
+def _step(z: Array, z_top: Array, y: Array, y_top: Array) -> tuple[Array, Array, Array]:
+    """(y - y_top) - (z - z_top), as high + low, and where that is a number."""
     (z, z_low), (y, y_low) = difference(z, z_top), difference(y, y_top)
     finite = jnp.isfinite(z) & jnp.isfinite(y)
-    return sum_rounded_once(y, -z, rest, y_low - z_low), finite
+    step, lost = two_sum(y, -z)
+    small, more_lost = two_sum(y_low, -z_low)
+    high, low = two_sum(step, small)
+    return high, low + (lost + more_lost), finite
+
+
+def _shifted(high: Array, low: Array, shift: Array) -> Array:
+    """high + low + shift, rounded about once whatever cancels; infinities stay."""
+    total, rounding = two_sum(high, shift)
+    return jnp.where(jnp.isfinite(high), total + (rounding + low), high)
 
 
 def difference(z: Array, top: Array) -> tuple[Array, Array]:
