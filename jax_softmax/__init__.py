@@ -36,7 +36,6 @@ from jax_softmax._distributions import Probs as Probs
 from jax_softmax._divergences import cross_entropy_between as cross_entropy_between
 from jax_softmax._divergences import js_divergence as js_divergence
 from jax_softmax._divergences import kl_divergence as kl_divergence
-from jax_softmax._divergences import mutual_information as mutual_information
 from jax_softmax._evaluation import evaluate as evaluate
 from jax_softmax._fit import Epoch as Epoch
 from jax_softmax._fit import NonFiniteLoss as NonFiniteLoss
@@ -44,7 +43,6 @@ from jax_softmax._fit import Progress as Progress
 from jax_softmax._fit import fit as fit
 from jax_softmax._gradient_report import GradientReport as GradientReport
 from jax_softmax._gradient_report import GradientRow as GradientRow
-from jax_softmax._information import conditional_entropy as conditional_entropy
 from jax_softmax._information import entropy as entropy
 from jax_softmax._information import perplexity as perplexity
 from jax_softmax._linear import linear_cross_entropy as linear_cross_entropy
@@ -73,6 +71,8 @@ from jax_softmax._solve import Solution as Solution
 from jax_softmax._solve import solve as solve
 from jax_softmax._sweep import SweepEpoch as SweepEpoch
 from jax_softmax._sweep import sweep as sweep
+from jax_softmax._tables import conditional_entropy as conditional_entropy
+from jax_softmax._tables import mutual_information as mutual_information
 from jax_softmax._temperature_scaling import TemperatureScaling as TemperatureScaling
 from jax_softmax._temperature_scaling import temperature_scaling as temperature_scaling
 from jax_softmax._vector_scaling import VectorScaling as VectorScaling

@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Real
 
 from jax_softmax import _checks as checks
+from jax_softmax import _options as options
 from jax_softmax._closed_form import (
     _alike,
     _from_mean,
@@ -234,7 +235,7 @@ def _hits(z: Array, labels: ArrayLike) -> Array:
 
 def _label_residual(s: Array, labels: ArrayLike, smoothing: float) -> Array:
     """p - q, with p_y - 1 as minus the sum of the others; NaN where there is no y."""
-    smoothing = checks.fraction("label_smoothing", smoothing)
+    smoothing = options.fraction("label_smoothing", smoothing)
     p, hit = _softmax(s), _hits(s, labels)
     others = jnp.sum(jnp.where(hit, 0, p), axis=-1, keepdims=True)
     spread = smoothing / s.shape[-1]
@@ -269,7 +270,7 @@ def _temperature(temperature: ArrayLike, logits: Array) -> tuple[Array, jnp.dtyp
 
 def _softcap(logits: Array, softcap: float | None) -> tuple[Array, Array, Array]:
     """s = c tanh(z / c), s' = 1 / cosh(z / c)^2 and s'' = -2 s s' / c^2."""
-    z, cap = checks.wide(logits), checks.cap("softcap", softcap)
+    z, cap = checks.wide(logits), options.cap("softcap", softcap)
     if cap is None:
         return z, jnp.ones_like(z), jnp.zeros_like(z)
     # 1 - tanh^2 would cancel where the cap bites.

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Integer, Key
 
 from jax_softmax import _checks as checks
+from jax_softmax import _options as options
 from jax_softmax._entries import row_entry
 from jax_softmax._reliability import ScoredRows, scored_rows
 from jax_softmax._tracing import traced_once
@@ -64,7 +65,7 @@ def conformal_threshold(
     0.7 [[False  True]
      [False False]]
     """
-    if not 0 < checks.number("miss_rate", miss_rate) < 1:
+    if not 0 < options.number("miss_rate", miss_rate) < 1:
         raise ValueError(f"miss_rate must be in (0, 1), got {miss_rate}")
     rate = Fraction(str(miss_rate))
     if rate.numerator * rate.denominator >= 2**31:
@@ -113,6 +114,6 @@ def adaptive_scores(
     before = jnp.concatenate((jnp.zeros_like(mass[..., :1]), mass[..., :-1]), axis=-1)
     before = jnp.take_along_axis(before, jnp.argsort(order, axis=-1), axis=-1)
     if key is not None:
-        checks.one_key("key", key)
+        options.one_key("key", key)
         before += p * jax.random.uniform(key, (*p.shape[:-1], 1), p.dtype)
     return jnp.where(jnp.isnan(p).any(-1, keepdims=True), jnp.nan, 0 - before)

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Integer, Real
 
 from jax_softmax import _checks as checks
+from jax_softmax import _options as options
 from jax_softmax._entries import row_entry
 from jax_softmax._losses import known_label
 from jax_softmax._reliability import ScoredRows, scored_rows
@@ -133,9 +134,8 @@ def decision_costs(
     >>> print(decision_costs(jnp.array([0, 0, 1]), jnp.array([0, 1, 0]), costs))
     [ 0. 50.  1.]
     """
-    batch = _shape_of(labels)
-    labels = checks.class_ids("labels", labels, batch)
-    decisions = checks.class_ids("decisions", decisions, batch)
+    labels = checks.class_ids("labels", labels)
+    decisions = checks.class_ids("decisions", decisions, labels.shape)
     table = checks.wide(_table(costs))
     known, i = known_label(labels, table.shape[0])
     decided, j = known_label(decisions, table.shape[1])
@@ -174,7 +174,7 @@ def top_k_accuracy(
     1.0
     """
     rows = scored_rows("scores", scores, labels, where)
-    k, classes = checks.integer("k", k), rows.scores.shape[-1]
+    k, classes = options.integer("k", k), rows.scores.shape[-1]
     if not 1 <= k <= classes:
         raise ValueError(f"k must be in [1, {classes}], got {k}")
     return _top_k_accuracy(rows, k)
@@ -218,19 +218,15 @@ def confusion_matrix(
     [[1. 1.]
      [0. 1.]]
     """
-    classes = checks.at_least(1, "classes", classes)
-    batch = _shape_of(labels)
-    i_known, i = known_label(checks.class_ids("labels", labels, batch), classes)
-    j_known, j = known_label(checks.class_ids("decisions", decisions, batch), classes)
-    keep = checks.row_mask("where", where, batch)
+    classes = options.at_least(1, "classes", classes)
+    labels = checks.class_ids("labels", labels)
+    decisions = checks.class_ids("decisions", decisions, labels.shape)
+    keep = checks.row_mask("where", where, labels.shape)
+    (i_known, i), (j_known, j) = (known_label(x, classes) for x in (labels, decisions))
     empty = jnp.zeros((classes, classes), jnp.int32)
     counts = empty.at[i, j].add(keep.astype(jnp.int32))
     sound = (i_known & j_known | ~keep).all()
     return jnp.where(sound, counts.astype(jnp.float32), jnp.nan)
-
-
-def _shape_of(labels: ArrayLike) -> tuple[int, ...]:
-    return checks.array_of("labels", checks.not_wrapped(labels)).shape
 
 
 def _table(costs: ArrayLike) -> Array:

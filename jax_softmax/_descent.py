@@ -157,7 +157,7 @@ def _lbfgs(batch: FullBatch, s: Search) -> tuple[Parameters, Array]:
 
 def _newton(batch: FullBatch, s: Search) -> tuple[Parameters, Array]:
     """Conjugate gradients on H d = -gradient, the more exact the nearer the optimum."""
-    probs = outcome(s.z, batch.labels)[2]
+    probs = outcome(s.z, batch.labels).probs
     solve_blocks = partial(precondition, s.preconditioner)
     norm = jnp.linalg.norm(s.gradient)
     accuracy = jnp.minimum(0.25, jnp.sqrt(norm / s.first_norm))

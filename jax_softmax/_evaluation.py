@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Integer
 
 from jax_softmax import _checks as checks
+from jax_softmax import _options as options
 from jax_softmax._losses import cross_entropy
 
 Model = Any  # a pytree; logits(x) is all that evaluation asks of it
@@ -32,9 +33,9 @@ def evaluate(
         ValueError: no rows, or not as many labels as rows.
         TypeError: x or labels are no numbers, or model has no method logits(x).
     """
-    checks.has_logits(model)
-    checks.functions(transform=transform)
-    checks.static(transform=transform)
+    options.has_logits(model)
+    options.functions(transform=transform)
+    options.static(transform=transform)
     x, labels = checks.examples("x", x, "labels", labels)
     return _evaluate(model, x, labels, transform)
 

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Integer, Key
 
 from jax_softmax import _checks as checks
+from jax_softmax import _options as options
 from jax_softmax._evaluation import Model, Transform, check_validation, evaluate
 from jax_softmax._regression import SoftmaxRegression
 from jax_softmax._rows import InMemory, Reading, Rows, validated
@@ -143,23 +144,23 @@ def fit(
     >>> epoch.number, epoch.validation_accuracy
     (50, 1.0)
     """
-    checks.on_the_host("fit", x, labels, key, *jax.tree.leaves(model))
+    options.on_the_host("fit", x, labels, key, *jax.tree.leaves(model))
     source = x if isinstance(x, Rows) else InMemory(x, labels)
     if labels is not None and source is x:
         raise TypeError("labels must not be given where x is Rows, which bring theirs")
     if len(source) == 0:
         raise ValueError("x must have at least one row, got none")
-    checks.one_key("key", key)
+    options.one_key("key", key)
     check_model(model, objective, validation)
-    checks.functions(objective=objective, transform=transform)
-    checks.optimizer("optimizer", optimizer)
-    checks.static(objective=objective, transform=transform, optimizer=optimizer)
+    options.functions(objective=objective, transform=transform)
+    options.optimizer("optimizer", optimizer)
+    options.static(objective=objective, transform=transform, optimizer=optimizer)
     if watch is not None:
-        checks.functions(watch=watch)
-    batch_size = checks.at_least(1, "batch_size", batch_size)
-    epochs = checks.at_least(0, "epochs", epochs)
+        options.functions(watch=watch)
+    batch_size = options.at_least(1, "batch_size", batch_size)
+    epochs = options.at_least(0, "epochs", epochs)
     if watch_every is not None:
-        watch_every = checks.at_least(1, "watch_every", watch_every)
+        watch_every = options.at_least(1, "watch_every", watch_every)
     if validation is not None:
         validation = validated(validation)
         check_validation(model, *validation, transform)
@@ -219,9 +220,9 @@ def fit(
 
 def check_model(model: Model, objective: Objective, validation: Any) -> None:
     """Its arrays can be trained, and there are logits for whoever asks for them."""
-    checks.trainable(model)
+    options.trainable(model)
     if objective is SoftmaxRegression.objective or validation is not None:
-        checks.has_logits(model)
+        options.has_logits(model)
 
 
 def _begin(

@@ -1,4 +1,4 @@
-"""How undecided one distribution is: entropy, perplexity, conditional entropy.
+"""How undecided one distribution is: entropy and perplexity.
 
 A distribution says what it is, Logits(x) or Probs(x), so nothing is guessed from types
 or values. Classes are the last axis; one result per row, in at least float32, in nats
@@ -17,7 +17,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
-from jax_softmax import _checks as checks
+from jax_softmax import _options as options
 from jax_softmax._distributions import (
     Distribution,
     Law,
@@ -94,59 +94,12 @@ def perplexity(
     return of_kept(_perplexity, where, p=p)
 
 
-def conditional_entropy(
-    joint: Distribution,
-    *,
-    given: int,
-    base: float = math.e,
-    where: Bool[ArrayLike, "*batch"] | None = None,
-) -> Float[Array, "*batch"]:
-    """How surprising one variable of a table remains when the other is known.
-
-        H(Y | X) = -sum_xy p_xy log(p_xy / p_x) = H(X, Y) - H(X)
-        d H(Y | X) / d z_xy = -p_xy (log(p_xy / p_x) + H(Y | X))
-
-    Args:
-        joint: a table over its last two axes, rows x and columns y. Its marginals are
-            its own: the textbook passes one that its table does not have.
-        given: the axis of the known variable, -2 for the rows, -1 for the columns.
-        base: of the logarithm; e for nats, 2 for bits.
-        where: tables to keep. A dropped one is 0 and has gradient exactly 0.
-
-    Returns:
-        H >= 0, within 6 ULP.
-
-    Raises:
-        TypeError: joint does not say what it is, or is not floating point, or base no
-            number.
-        ValueError: joint has no two axes, given is neither -2 nor -1, where is not
-            shaped like the tables, or base is no base.
-
-    >>> table = Probs(jnp.array([[0.1, 0.5], [0.1, 0.3]]))
-    >>> print(f"{conditional_entropy(table, given=-2, base=2):.5g}")
-    0.71452
-    >>> print(f"{entropy(Probs(table.probs.ravel()), base=2):.5g}")  # joint
-    1.6855
-    >>> print(f"{entropy(Probs(table.probs.sum(-1)), base=2):.5g}")  # less
-    0.97095
-    """
-    if given not in (-2, -1):
-        raise ValueError(f"given must be -2 (rows) or -1 (columns), got {given}")
-    value = _given_rows if given == -2 else _given_columns
-    return of_kept(value, where, unit=nats_in(base), event_rank=2, joint=joint)
-
-
 def nats_in(base: float) -> float:
     """log(base): how many nats one unit of this base is."""
-    base = checks.number("base", base)
+    base = options.number("base", base)
     if base <= 1:
         raise ValueError(f"base must be above 1, got {base}")
     return math.log(base)
-
-
-def flat(table: Array) -> Array:
-    """The last two axes as one."""
-    return table.reshape(*table.shape[:-2], math.prod(table.shape[-2:]))
 
 
 def mean_surprise(p: Law, q: Law) -> Array:
@@ -169,16 +122,3 @@ def _perplexity(p: Distribution) -> Array:
     value = jnp.exp(compensated_sum(product(a.probs, a.drops))) / a.probs.max(-1)
     nats = _own_surprise(a)
     return lax.stop_gradient(value) * jnp.exp(nats - lax.stop_gradient(nats))
-
-
-def _given_rows(joint: Distribution) -> Array:
-    kind, table = type(joint), jnp.asarray(joint[0])
-    cells = law(kind(flat(table)))
-    possible = (cells.probs.reshape(table.shape) > 0).any(-1, keepdims=True)
-    surprise = -flat(law(kind(jnp.where(possible, table, 1))).log_probs)
-    mean = lax.stop_gradient(compensated_sum(product(cells.probs, surprise)))
-    return with_slopes(mean, (score_slope(cells.probs, surprise),), cells.scores)
-
-
-def _given_columns(joint: Distribution) -> Array:
-    return _given_rows(type(joint)(jnp.swapaxes(joint[0], -2, -1)))

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Integer, Real
 from jax_softmax import _checks as checks
 from jax_softmax import _linear_passes as passes
 from jax_softmax import _linear_tiles as tiles
+from jax_softmax import _options as options
 from jax_softmax._linear_map import linear_map
 from jax_softmax._linear_passes import Gradients
 from jax_softmax._linear_plan import Chunk, Keep, head_of, layer_of, on_tiles
@@ -95,7 +96,7 @@ def linear_cross_entropy(
     """
     layer, batch, shards = layer_of(x, w, labels, b, where, tied, axis_name, classes)
     head = head_of(tied, softcap, label_smoothing, precision, chunk, shards)
-    return_lse = checks.flag("return_lse", return_lse)
+    return_lse = options.flag("return_lse", return_lse)
     found = _per_row(head, chunk, layer)
     loss, lse = (leaf.reshape(batch) for leaf in found)
     return (loss, lse) if return_lse else loss
@@ -187,7 +188,7 @@ def mean_linear_cross_entropy(
     if normalizer is not None:
         count = checks.scalar("normalizer", normalizer).astype(wide)
     shares = jnp.where(count == 0, 0, shares / jnp.where(count == 0, 1, count))
-    z_loss = checks.number("z_loss", z_loss)
+    z_loss = options.number("z_loss", z_loss)
     return _weighted_sum(head, chunk, z_loss, layer, shares)
 
 

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from jax_softmax import _checks as checks
 from jax_softmax import _linear_tiles as tiles
+from jax_softmax import _options as options
 from jax_softmax._linear_map import as_one
 from jax_softmax._linear_tiles import Head, Layer
 from jax_softmax._platform import by_platform
@@ -48,7 +49,7 @@ def layer_of(
 ) -> tuple[Layer, tuple[int, ...], Shards]:
     """Checked arrays, one row for each token; the shape of the batch; the devices."""
     x, w = checks.floating("x", x), checks.floating("w", w)
-    tied = checks.flag("tied", tied)
+    tied = options.flag("tied", tied)
     if w.ndim != 2 or 0 in w.shape:
         raise ValueError(f"w must be a matrix that is not empty, got shape {w.shape}")
     here, features = w.shape if tied else w.shape[::-1]
@@ -80,9 +81,9 @@ def head_of(
     shards: Shards,
     skip_below: float = 0.0,
 ) -> Head:
-    label_smoothing = checks.fraction("label_smoothing", label_smoothing)
-    softcap = checks.cap("softcap", softcap)
-    skip_below = checks.number("skip_below", skip_below)
+    label_smoothing = options.fraction("label_smoothing", label_smoothing)
+    softcap = options.cap("softcap", softcap)
+    skip_below = options.number("skip_below", skip_below)
     pair = isinstance(chunk, tuple) and len(chunk) == 2
     if chunk is not None and not (pair and all(map(_positive, chunk))):
         raise ValueError(

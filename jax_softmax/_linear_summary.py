@@ -8,8 +8,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Integer
 
-from jax_softmax import _checks as checks
 from jax_softmax import _linear_tiles as tiles
+from jax_softmax import _options as options
 from jax_softmax._exponential import shifted_exp
 from jax_softmax._linear_plan import Chunk, Keep, head_of, layer_of, on_tiles
 from jax_softmax._linear_rows import (
@@ -83,7 +83,7 @@ def linear_softmax_summary(
     ids = jnp.zeros(shape, jnp.int32) if labels is None else labels
     layer, batch, shards = layer_of(x, w, ids, b, where, tied, axis_name, classes)
     head = head_of(tied, softcap, 0.0, precision, chunk, shards)
-    top_k, most = checks.integer("top_k", top_k), min(shards.here, shards.classes)
+    top_k, most = options.integer("top_k", top_k), min(shards.here, shards.classes)
     if not 1 <= top_k <= most:
         raise ValueError(
             f"top_k must be in [1, {most}], as many as a device has classes, "

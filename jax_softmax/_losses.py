@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Integer, Real
 
 from jax_softmax import _checks as checks
+from jax_softmax import _options as options
 from jax_softmax._entries import is_column, row_entry
 from jax_softmax._exponential import quotient
 from jax_softmax._partition import (
@@ -74,7 +75,7 @@ def cross_entropy(
     [4.1223074e-09 1.0986123e+00]
     """
     logits, labels, keep = checks.labelled("logits", logits, labels, where)
-    label_smoothing = checks.fraction("label_smoothing", label_smoothing)
+    label_smoothing = options.fraction("label_smoothing", label_smoothing)
     shards = Shards.over(axis_name, logits.shape[-1], classes)
     return _cross_entropy(logits, labels, keep, label_smoothing, shards)
 

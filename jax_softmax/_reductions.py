@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float
 
 from jax_softmax import _checks as checks
+from jax_softmax import _options as options
 from jax_softmax._partition import (
     complement,
     gap,
@@ -56,7 +57,7 @@ def logsumexp(
     1000.6932
     """
     x, axes, where = _checked(x, axis, where)
-    keepdims = checks.flag("keepdims", keepdims)
+    keepdims = options.flag("keepdims", keepdims)
     lse = _logsumexp(x, where, axes)
     return jnp.expand_dims(lse, axes) if keepdims else lse
 
@@ -187,7 +188,7 @@ def _checked(
     x: ArrayLike, axis: Axis, where: ArrayLike | None
 ) -> tuple[Array, tuple[int, ...], Array | None]:
     x = checks.floating("x", x)
-    axes = checks.axes(axis, x.shape)
+    axes = options.axes(axis, x.shape)
     if where is not None:
         where = checks.entry_mask("where", where, x.shape)
     return x, axes, where

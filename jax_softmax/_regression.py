@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Bool, Float, Int, Integer, Key, Real
 
 from jax_softmax import _checks as checks
+from jax_softmax import _options as options
 from jax_softmax._losses import cross_entropy, mean_loss
 
 MANY_CLASSES = 32  # from which on a matmul as it stands is the faster one
@@ -47,9 +48,9 @@ class SoftmaxRegression(NamedTuple):
                 number, or dtype is not floating point.
             ValueError: there are several keys, or no features or classes.
         """
-        checks.one_key("key", key)
-        features = checks.at_least(1, "features", features)
-        classes = checks.at_least(1, "classes", classes)
+        options.one_key("key", key)
+        features = options.at_least(1, "features", features)
+        classes = options.at_least(1, "classes", classes)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"dtype must be floating point, such as jnp.float32, got {dtype}"

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Integer
 
 from jax_softmax import _checks as checks
+from jax_softmax import _options as options
 from jax_softmax._losses import kept_rows, known_label
 from jax_softmax._tracing import traced_once
 
@@ -58,7 +59,7 @@ def reliability(
     """
     rows = scored_rows("probs", probs, labels, where)
     bins = _bins(bins)
-    return _reliability(rows, bins, checks.flag("equal_mass", equal_mass))
+    return _reliability(rows, bins, options.flag("equal_mass", equal_mass))
 
 
 @traced_once(static_argnums=(1, 2))
@@ -217,7 +218,7 @@ def _brier_parts(rows: "ScoredRows", bins: int) -> BrierParts:
 
 
 def _bins(bins: int) -> int:
-    bins = checks.at_least(1, "bins", bins)
+    bins = options.at_least(1, "bins", bins)
     if bins > MOST_BINS:
         raise ValueError(f"bins must be at most {MOST_BINS}, got {bins}")
     return bins

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jax_softmax import _checks as checks
+from jax_softmax import _options as options
 
 AxisName = str | tuple[str, ...]
 T = TypeVar("T")
@@ -48,7 +48,7 @@ class Shards(NamedTuple):
                 )
             devices = lax.axis_size(axis_name)
         columns = here * devices
-        classes = columns if classes is None else checks.integer("classes", classes)
+        classes = columns if classes is None else options.integer("classes", classes)
         if not 1 <= classes <= columns:
             raise ValueError(
                 f"classes must be in [1, {columns}], as many as there are columns on "

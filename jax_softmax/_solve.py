@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Integer, Real
 
 from jax_softmax import _checks as checks
+from jax_softmax import _options as options
 from jax_softmax._descent import (
     CONVERGED,
     EXHAUSTED,
@@ -145,11 +146,11 @@ def solve(
     """
     if solver not in get_args(Solver):
         raise ValueError(f'solver must be "lbfgs" or "newton-cg", got {solver!r}')
-    l2 = checks.not_negative("l2", l2)
-    tolerance = checks.not_negative("tolerance", tolerance)
-    max_iterations = checks.at_least(0, "max_iterations", max_iterations)
-    intercept = checks.flag("intercept", intercept)
-    checks.functions(transform=transform)
+    l2 = options.not_negative("l2", l2)
+    tolerance = options.not_negative("tolerance", tolerance)
+    max_iterations = options.at_least(0, "max_iterations", max_iterations)
+    intercept = options.flag("intercept", intercept)
+    options.functions(transform=transform)
     if not hasattr(model, "w"):
         raise TypeError(
             f"model must be a SoftmaxRegression, got {type(model).__name__}"

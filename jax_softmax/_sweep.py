@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Integer, Key
 
 from jax_softmax import _checks as checks
+from jax_softmax import _options as options
 from jax_softmax._evaluation import Model, Transform, check_validation, evaluate
 from jax_softmax._fit import Objective, check_model, one_step
 from jax_softmax._regression import SoftmaxRegression
@@ -103,18 +104,18 @@ def sweep(
             "not be one already"
         )
     check_model(models, objective, validation)
-    checks.functions(objective=objective, transform=transform)
-    checks.static(objective=objective, transform=transform, optimizer=optimizer)
+    options.functions(objective=objective, transform=transform)
+    options.static(objective=objective, transform=transform, optimizer=optimizer)
     x = np.asarray(owned("x", x))
     checks.held("x", x)
     checks.some_rows("x", x)
     labels = np.asarray(checks.class_ids("labels", labels, x.shape[:1]))
-    batch_size = checks.at_least(1, "batch_size", batch_size)
-    epochs = checks.at_least(0, "epochs", epochs)
+    batch_size = options.at_least(1, "batch_size", batch_size)
+    epochs = options.at_least(0, "epochs", epochs)
     if validation is not None:
         validation = validated(validation)
     _share_leading_axis("keys and models", (keys, models))
-    checks.one_key("each of keys", keys[0])
+    options.one_key("each of keys", keys[0])
     if validation is not None:
         one = jax.eval_shape(lambda: jax.tree.map(lambda leaf: leaf[0], models))
         check_validation(one, *validation, transform)
@@ -183,7 +184,7 @@ def _start(
 
     def one(model: Model, setting: Any) -> tuple[Model, optax.OptState]:
         made = optimizer(setting)
-        checks.optimizer("what optimizer makes of a setting", made)
+        options.optimizer("what optimizer makes of a setting", made)
         return model, made.init(model)
 
     return _over_both(one, (0, None), (None, 0))(models, settings)

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Integer
 
 from jax_softmax import _checks as checks
+from jax_softmax import _options as options
 from jax_softmax._losses import mean_loss, nll_and_grad
 from jax_softmax._shards import Shards
 from jax_softmax._temperature_scaling import (
@@ -93,7 +94,7 @@ def vector_scaling(
     >>> print(f"{softmax(scaling.logits(logits[0]))[0]:.3f}")
     0.667
     """
-    l2 = checks.number("l2", l2)
+    l2 = options.number("l2", l2)
     logits, labels, keep = checks.labelled("logits", logits, labels, where)
     held = jnp.finfo(checks.accumulation_dtype(logits))
     if not float(held.tiny) <= l2 <= float(held.max):

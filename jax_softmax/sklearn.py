@@ -17,7 +17,7 @@ from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from jax_softmax import _checks as checks
+from jax_softmax import _options as options
 from jax_softmax._descent import Solver
 from jax_softmax._reductions import log_softmax, softmax
 from jax_softmax._regression import SoftmaxRegression
@@ -81,9 +81,9 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"C must be a finite number above 0, got {self.C}")
         if not (isinstance(self.tol, Real) and 0 <= self.tol < math.inf):
             raise ValueError(f"tol must be finite and not negative, got {self.tol!r}")
-        checks.flag("fit_intercept", self.fit_intercept)
-        checks.flag("warm_start", self.warm_start)
-        checks.at_least(0, "max_iter", self.max_iter)
+        options.flag("fit_intercept", self.fit_intercept)
+        options.flag("warm_start", self.warm_start)
+        options.at_least(0, "max_iter", self.max_iter)
         start = self._last_fit() if self.warm_start else None
         # pyright takes the defaults of validate_data, "no_validation", for its types.
         x, checked_y = cast(Any, validate_data)(self, X, y, dtype=np.float64)

@@ -395,7 +395,7 @@ PUBLIC = {
 }
 OF_ROWS = [
     *("reductions", "losses", "linear", "linear_summary"),
-    *("information", "divergences"),
+    *("information", "divergences", "tables"),
 ]
 
 

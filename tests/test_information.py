@@ -354,6 +354,22 @@ def test_proportions_matter_too_where_their_sum_is_beyond_the_largest_number():
         np.testing.assert_allclose(of(huge), of(np.float32(1)), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("p", "q"),
+    [
+        ([9.581466, 4.7683696e-07], [9.8210535, 0.23958826]),
+        (
+            [6.59233379e-08, 9.5725639e-08, -5.32859978e-08],
+            [0.152983665, 0.152983695, 0.152983546],
+        ),
+    ],
+)
+def test_logits_that_differ_by_a_constant_but_for_1e_14(p, q):
+    """A difference of two differences has no digits beyond them to lose."""
+    p, q = (Logits(np.array(z, np.float32)) for z in (p, q))
+    assert ulps(js.kl_divergence(p, q), exact_kl(weights(p), weights(q))) <= 6
+
+
 def test_never_negative_and_symmetric():
     rng = np.random.default_rng(1)
     z = rng.normal(0, 3, (5000, 6)).astype(np.float32)
