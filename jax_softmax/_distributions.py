@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float
 
 from jax_softmax import _checks as checks
 from jax_softmax._entries import row_entry
-from jax_softmax._partition import compensated_sum, gap, log1p
+from jax_softmax._logarithm import log1p
+from jax_softmax._partition import compensated_sum, gap
 from jax_softmax._reductions import normalized
 from jax_softmax._shards import Shards
 from jax_softmax._tracing import traced_once

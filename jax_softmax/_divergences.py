@@ -32,7 +32,8 @@ from jax_softmax._log_ratio import (
     log_ratio,
     ratio_from_top,
 )
-from jax_softmax._partition import compensated_sum, log1p
+from jax_softmax._logarithm import log1p
+from jax_softmax._partition import compensated_sum
 
 
 def cross_entropy_between(

@@ -23,7 +23,8 @@ SLICES = 8  # of a row to one: more no longer fit the registers
 TILE = 2**23  # logits: an eighth of them, in float32, is near a cache's size
 NARROWEST = 512  # of a slice: a row's part of a tile is then read ahead
 
-ExpAndTop = Callable[[Array], tuple[Array, Array]]
+# An exponential, what its rounding left if that is known, and where a row has its top.
+ExpAndTop = Callable[[Array], tuple[Array, Array | None, Array]]
 Slices = Sequence[tuple[Array, np.ndarray | None]]  # of a row, and what of them is new
 Sums = tuple[Array, Array, Array]  # high, low, tops
 Read = Callable[[Array], Array]
@@ -31,9 +32,10 @@ Read = Callable[[Array], Array]
 
 def row_in_lanes(terms: Array) -> tuple[Array, Array]:
     """The sum of terms over the last axis, as high + low."""
+    lost = None
     if terms.shape[-1] > FEW_CLASSES:
-        terms = _by_pairs(_terms(terms, _part(terms, SLICES), None))
-    return _narrowed(terms)
+        terms, lost = _exactly(_terms(terms, _part(terms, SLICES), None))
+    return _narrowed(terms, lost)
 
 
 def others_in_lanes(exp_and_top: ExpAndTop, z: Array, top_exp: Array) -> Sums:
@@ -41,11 +43,13 @@ def others_in_lanes(exp_and_top: ExpAndTop, z: Array, top_exp: Array) -> Sums:
     return _tile_by_tile(partial(_others, exp_and_top, top_exp), z)
 
 
-def exact_sum(terms: Array) -> Array:
-    """The sum over the last axis of terms >= 0 that are in memory, nearly exact."""
+def exact_sum(terms: Array) -> tuple[Array, Array]:
+    """The sum over the last axis of terms >= 0 that are in memory, nearly exact, as
+    high + low."""
     if terms.shape[-1] <= FEW_CLASSES:
-        return operator.add(*_added(_columns(terms)))
-    return _split_sum(terms)
+        return _added(_columns(terms))
+    total = _split_sum(terms)
+    return total, jnp.zeros_like(total)
 
 
 def _others(exp_and_top: ExpAndTop, top_exp: Array, slices: Slices) -> Array:
@@ -55,14 +59,22 @@ def _others(exp_and_top: ExpAndTop, top_exp: Array, slices: Slices) -> Array:
     and its size is that of the others, plus top_exp for every further maximum. (Two
     numbers in one loop take the widest vectors, which slow down others on some CPUs.)
     """
-    exps, tops = [], []
+    exps, rests, tops = [], [], []
     for part, new in slices:
-        exp, is_top = exp_and_top(part)
-        exps.append(jnp.where(is_top if new is None else is_top | ~new, 0, exp))
+        exp, rest, is_top = exp_and_top(part)
+        left_out = is_top if new is None else is_top | ~new
+        exps.append(jnp.where(left_out, 0, exp))
+        if rest is not None:
+            rests.append(jnp.where(left_out, 0, rest))
         tops.append((is_top if new is None else is_top & new).astype(jnp.int32))
     count = _by_pairs(tops)
-    more = jnp.maximum(count - 1, 0).astype(top_exp.dtype)
-    others = _by_pairs(exps) + more * top_exp
+    more = jnp.maximum(count - 1, 0).astype(top_exp.dtype) * top_exp
+    if rests:
+        others, lost = _exactly(exps)
+        more = more + (lost + _by_pairs(rests))
+    else:
+        others = _by_pairs(exps)
+    others = others + more
     return jnp.where(count > 0, -others, others)
 
 
@@ -87,13 +99,13 @@ def _tile_by_tile(lanes_of: Callable[[Slices], Array], z: Array) -> Sums:
         lanes = lanes_of([(part, None) for part in slices])
         # Reduced, since XLA for CPU runs a loop without a reduction on one core.
         others = abs(lanes).reshape(*z.shape[:-1], -1, FEW_CLASSES).sum(-1)
-        total, rounding = _add(sums[0], others)
+        total, rounding = two_sum(sums[0], others)
         return total, sums[1] + rounding, sums[2] + _sixteenth(_tops(lanes))
 
     kind = jax.eval_shape(lanes_of, [(z[..., :1], None)]).dtype
     zeros = alike(jnp.zeros((*z.shape[:-1], width // FEW_CLASSES), kind), z)
     total, rounding, tops = lax.fori_loop(0, tiles, add_tile, (zeros, zeros, zeros))
-    high, low = _narrowed(total + rounding)
+    high, low = _narrowed(total, rounding)
     count = _narrowed(tops)[0]
     rest = z[..., tiles * SLICES * width :]
     if rest.shape[-1]:
@@ -114,7 +126,7 @@ def _counted(lanes: Array) -> Sums:
     def as_one_number(lanes: Array) -> Array:
         return lax.complex(abs(lanes), _tops(lanes))
 
-    high, low = _narrowed(lanes, as_one_number)
+    high, low = _narrowed(lanes, read=as_one_number)
     return lax.real(high), lax.real(low), lax.imag(high)
 
 
@@ -155,19 +167,41 @@ def _by_pairs(terms: Sequence[Array]) -> Array:
     return terms[0]
 
 
-def _narrowed(lanes: Array, read: Read | None = None) -> tuple[Array, Array]:
-    """The sum of what `read` finds in all lanes, its last terms added almost exactly.
+def _exactly(terms: Sequence[Array]) -> tuple[Array, Array]:
+    """Their sum by pairs, and what it has lost."""
+    lost = []
+    while len(terms) > 1:
+        pairs = [two_sum(*pair) for pair in zip(terms[::2], terms[1::2], strict=False)]
+        lost += [rounding for _, rounding in pairs]
+        terms = [total for total, _ in pairs] + list(terms[len(pairs) * 2 :])
+    return terms[0], _by_pairs(lost) if lost else jnp.zeros_like(terms[0])
+
+
+def _narrowed(
+    lanes: Array, lost: Array | None = None, read: Read | None = None
+) -> tuple[Array, Array]:
+    """The sum of what `read` finds in all lanes, and of what they have lost, almost
+    exactly.
 
     The first loop to read them cuts them into 16 slices or more. With fewer, XLA for
     CPU computes the lanes inside that loop, one number at a time: four times as long.
     """
+
+    def narrower(lanes: Array, lost: Array | None, width: int, read: Read | None):
+        total, more = _exactly(_terms(lanes, width, read))
+        if lost is not None:
+            more = more + _by_pairs(_terms(lost, width, None))
+        return total, more
+
     if read is not None and lanes.shape[-1] > FEW_CLASSES:
         width = lanes.shape[-1] // FEW_CLASSES
         width = width if width < 4 else width // 4 * 4
-        lanes, read = _by_pairs(_terms(lanes, width, read)), None
+        lanes, lost = narrower(lanes, None, width, read)
+        read = None
     while lanes.shape[-1] > FEW_CLASSES:
-        lanes = _by_pairs(_terms(lanes, _part(lanes, FEW_CLASSES), None))
-    return _added(_columns(lanes if read is None else read(lanes)))
+        lanes, lost = narrower(lanes, lost, _part(lanes, FEW_CLASSES), None)
+    high, low = _added(_columns(lanes if read is None else read(lanes)))
+    return high, low if lost is None else low + lost.sum(-1)
 
 
 def _terms(lanes: Array, width: int, read: Read | None) -> list[Array]:

@@ -8,11 +8,11 @@ from jax import Array
 
 from jax_softmax import _linear_tiles as tiles
 from jax_softmax._linear_tiles import Head, Index, Layer
+from jax_softmax._logarithm import log1p
 from jax_softmax._losses import part_of
 from jax_softmax._partition import (
     Partition,
     gap,
-    log1p,
     log_partition,
     merge,
     partition,

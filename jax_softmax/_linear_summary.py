@@ -21,7 +21,8 @@ from jax_softmax._linear_rows import (
     stacked,
 )
 from jax_softmax._linear_tiles import Head, Index, Layer
-from jax_softmax._partition import gap, log1p, partition
+from jax_softmax._logarithm import log1p
+from jax_softmax._partition import gap, partition
 from jax_softmax._platform import by_platform
 from jax_softmax._shards import AxisName, alike
 from jax_softmax._tracing import traced_once

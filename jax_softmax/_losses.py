@@ -18,7 +18,7 @@ from jax_softmax._partition import (
     compensated_sum,
     complement,
     gap,
-    log1p,
+    log_total,
     partition_and_probability,
 )
 from jax_softmax._reductions import normalized
@@ -262,7 +262,7 @@ def nll_and_grad(
     part, probs = partition_and_probability(z, shards, rounds=True)
     known, column = shards.has(labels), shards.column(labels)
     z_label = shards.sum(checks.wide(_at_label(z, column)))
-    loss = jnp.where(known, gap(z_label, part.max) + log1p(part.tail), jnp.nan)
+    loss = jnp.where(known, gap(z_label, part.max) + log_total(part), jnp.nan)
     sound = known & (part.max > -jnp.inf)
     # NaN by a product, since XLA for CPU makes no vector loop of a choice by rows.
     grad = probs * jnp.where(sound, 1, jnp.nan).astype(probs.dtype)[..., None]

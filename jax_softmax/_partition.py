@@ -6,7 +6,6 @@ two partitions merge into one, so a row in memory, a chunk of a vocabulary and a
 on another device are all reduced and merged by the same few lines.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ from jax_softmax._exponential import (
     distance_below,
     quotient,
     raised_exp,
+    raised_shifted_exp,
     row_factor,
     row_scale,
     shifted_exp,
@@ -30,20 +30,21 @@ from jax_softmax._exponential import (
     two_sum,
 )
 from jax_softmax._folds import others_sum, row_sum, stored_sum
-from jax_softmax._platform import by_platform, once
+from jax_softmax._logarithm import log1p_parts
+from jax_softmax._platform import both_once, by_platform
 from jax_softmax._shards import Shards
-
-LOG2_LOW = {32: -1.904654e-09, 64: 2.319047e-17}  # log(2) less what its type holds
 
 
 class Partition(NamedTuple):
     """A log-partition function; that of no class at all is (-inf, -1).
 
     The tail is kept 2^RAISED times too large: less of it underflows before a merge.
+    What its rounding left stays with it until then, where it is known.
     """
 
     max: Float[Array, "*batch"]
     raised_tail: Float[Array, "*batch"]
+    raised_rest: Float[Array, "*batch"] | None = None
 
     @property
     def tail(self) -> Float[Array, "*batch"]:
@@ -52,24 +53,11 @@ class Partition(NamedTuple):
     @property
     def column(self) -> "Partition":
         """Beside the logits of its rows: [*batch, 1]."""
-        return Partition(*(leaf[..., None] for leaf in self))
+        return jax.tree.map(lambda leaf: leaf[..., None], self)
 
-
-def log1p(tail: Array) -> Array:
-    """log(1 + tail), within 1.5 ULP."""
-    large, small = _log1p_parts(tail)
-    return large + small
-
-
-def _log1p_parts(tail: Array) -> tuple[Array, Array]:
-    """log(1 + tail) as log(2) + log1p((tail - 1) / 2) where XLA's own strays.
-
-    From sqrt(2) - 1 on XLA rounds 1 + tail first, which costs 2.5 ULP.
-    """
-    halve = tail > 0.414
-    large = jnp.where(halve, jnp.asarray(math.log(2), tail.dtype), 0)
-    small = jnp.log1p(jnp.where(halve, (tail - 1) / 2, tail))
-    return large, small + jnp.where(halve, LOG2_LOW[jnp.finfo(tail.dtype).bits], 0)
+    @property
+    def rest(self) -> Float[Array, "*batch"] | float:
+        return 0.0 if self.raised_rest is None else self.raised_rest * 2.0**-RAISED
 
 
 def gap(z: Array, top: Array) -> Array:
@@ -78,37 +66,51 @@ def gap(z: Array, top: Array) -> Array:
 
 
 def partition(z: Float[Array, "*batch classes"]) -> Partition:
-    """Reduce the last axis to its partition.
+    """Reduce the last axis to its partition, as two numbers.
 
     Logits of 16 bits are widened slice by slice: no row is written out in float32.
     """
+    return _two_numbers(_partition_and_rest(z))
+
+
+def _two_numbers(p: Partition) -> Partition:
+    return p._replace(raised_rest=None)
+
+
+def _partition_and_rest(z: Array) -> Partition:
     if z.shape[-1] <= FEW_CLASSES:
-        return partition_and_exp(z)[0]
+        return _stored(z)[0]
     top = checks.wide(z.max(-1, keepdims=True))
     scale = row_scale(top)
     factor, factor_low = row_factor(scale)
 
-    def exp_and_top(part: Array) -> tuple[Array, Array]:
+    def exp_and_top(part: Array) -> tuple[Array, Array, Array]:
         return raised_exp(checks.wide(part), scale)
 
     sums = others_sum(exp_and_top, z, 2.0**RAISED / factor)
     high, low, tops = (leaf[..., None] for leaf in sums)
     product, rounding = two_product(high, factor)
     rounding = rounding + (high * factor_low + low * factor)
-    return _from_sum(top, product + rounding, tops)
+    return _from_sum(top, product, rounding, tops)
 
 
 def partition_and_exp(z: Float[Array, "*batch classes"]) -> tuple[Partition, Array]:
     """The partition of logits that fit the cache, and exp(z - max)."""
+    part, exp = _stored(z)
+    return _two_numbers(part), exp
+
+
+def _stored(z: Array) -> tuple[Partition, Array]:
     z = checks.wide(z)
     top = z.max(-1, keepdims=True)
     is_top = z == top
-    terms = jnp.where(is_top, 0, shifted_exp(z, top, raised=RAISED))
-    terms, raised_sum, tops = stored_sum(terms, is_top)
+    terms = jnp.where(is_top, 0, raised_shifted_exp(z, top))
+    terms, *sums = stored_sum(terms, is_top)
+    high, low, tops = (leaf[..., None] for leaf in sums)
     moved = (z - lax.stop_gradient(z)) - (top - lax.stop_gradient(top))
     at_top = 1 + jnp.where(jnp.isfinite(top), moved, 0)  # 1, and its derivative
     exp = jnp.where(is_top, at_top, terms * 2.0**-RAISED)
-    return _from_sum(top, raised_sum[..., None], tops[..., None]), exp
+    return _from_sum(top, high, low, tops), exp
 
 
 def partition_and_probability(
@@ -117,11 +119,11 @@ def partition_and_probability(
     """The partition, and exp(z - max) / (1 + tail), which may be rounded to the type of
     z later on; over devices, two numbers travel for each row."""
     if shards.alone and z.shape[-1] <= FEW_CLASSES:
-        part, exp = partition_and_exp(z)
+        part, exp = _stored(z)
         return part, _share(exp, part.column)
-    part = partition(z)
+    part = _partition_and_rest(z)
     if not shards.alone:
-        part = merge(shards.each(part))
+        part = merge(shards.each(_two_numbers(part)))
     return part, _probability(z, part.column, rounds)
 
 
@@ -135,10 +137,10 @@ def _probability(z: Array, p: Partition, rounds: bool) -> Array:
             return coarse_exp(distance_below(z, p.max)) * (1 / (1 + p.tail))
         scale, total = row_scale(p.max), _one_plus_tail(p)
         ratio, low = quotient(row_factor(scale), total)
-        exp, is_top = raised_exp(z, scale, low / ratio)
-        return jnp.where(
-            is_top, _share(jnp.ones_like(p.tail), p), exp * (ratio * 2.0**-RAISED)
-        )
+        exp, rest, is_top = raised_exp(z, scale, low / ratio)
+        at_top = _share(jnp.ones_like(p.tail), p)
+        share = (exp * ratio + rest * ratio) * 2.0**-RAISED
+        return jnp.where(is_top, at_top, share)
 
     def fused(z: Array, *leaves: Array) -> Array:
         p, wide = Partition(*leaves), checks.wide(z)
@@ -146,32 +148,43 @@ def _probability(z: Array, p: Partition, rounds: bool) -> Array:
             return _share(jnp.exp(-gap(wide, p.max)), p)
         return _share(shifted_exp(wide, p.max), p)
 
-    return by_platform(z, *p, cpu=on_cpu, default=fused)
+    return by_platform(z, *jax.tree.leaves(p), cpu=on_cpu, default=fused)
 
 
 def complement(z: Array, p: Partition) -> Array:
     """1 - probability, with nothing cancelled: the other terms' sum over 1 + tail."""
-    others = jnp.where(z == p.max, p.tail, 1 + (p.tail - shifted_exp(z, p.max)))
-    return _share(others, p)
+    total, low = _one_plus_tail(p)
+    high, rest = two_sum(total, -shifted_exp(z, p.max))
+    is_top = z == p.max
+    others = jnp.where(is_top, p.tail, high)
+    return _share(others, p, jnp.where(is_top, p.rest, rest + low))
 
 
-def _share(terms: Array, p: Partition) -> Array:
-    """terms / (1 + tail). A CPU divides exactly; others multiply by the inverse."""
+def _share(terms: Array, p: Partition, rests: Array | None = None) -> Array:
+    """(terms + rests) / (1 + tail). A CPU divides exactly; others multiply by the
+    inverse."""
 
-    def divided(terms: Array, total: Array, low: Array) -> Array:
+    def divided(total: Array, low: Array, terms: Array, *rests: Array) -> Array:
         ratio = terms / total
-        return ratio - ratio * (low / total)
+        if not rests:
+            return ratio - ratio * (low / total)
+        return ratio + (rests[0] - ratio * low) / total
 
-    def multiplied(terms: Array, total: Array, low: Array) -> Array:
+    def multiplied(total: Array, low: Array, terms: Array, *rests: Array) -> Array:
         inverse, rest = quotient((jnp.ones_like(total), 0), (total, low))
-        return terms * inverse + terms * rest
+        small = terms * rest
+        if rests:
+            small = small + rests[0] * inverse
+        return terms * inverse + small
 
-    return by_platform(terms, *_one_plus_tail(p), cpu=divided, default=multiplied)
+    parts = (terms,) if rests is None else (terms, rests)
+    return by_platform(*_one_plus_tail(p), *parts, cpu=divided, default=multiplied)
 
 
 def _one_plus_tail(p: Partition) -> tuple[Array, Array]:
     """1 + tail, as high + low."""
-    return two_sum(p.tail, jnp.ones_like(p.tail))
+    total, low = two_sum(p.tail, jnp.ones_like(p.tail))
+    return total, low + p.rest
 
 
 @jax.custom_jvp
@@ -211,17 +224,30 @@ def merge(parts: Partition) -> Partition:
     return Partition(top[0], high[0] + low[0])
 
 
+def log_total(p: Partition) -> Float[Array, "*batch"]:
+    """log(1 + tail)."""
+    large, small = _log_total_parts(p)
+    return large + small
+
+
+def _log_total_parts(p: Partition) -> tuple[Array, Array]:
+    large, small = log1p_parts(p.tail)
+    return large, small + p.rest / (1 + p.tail)
+
+
 def log_partition(p: Partition) -> Float[Array, "*batch"]:
     """lse = max + log1p(tail), rounded last; -inf when every class is ruled out."""
-    large, small = _log1p_parts(p.tail)
+    large, small = _log_total_parts(p)
     high, low = two_sum(p.max, large)
     lse = high + (jnp.where(jnp.isinf(high), 0, low) + small)
     return jnp.where(p.max == -jnp.inf, -jnp.inf, lse)
 
 
-def _from_sum(top: Array, raised_sum: Array, tops: Array) -> Partition:
-    """From the terms below the maximum, 2^RAISED times too large, and how many are at
-    it."""
-    tail = raised_sum + (tops - 1) * 2.0**RAISED
-    raised_tail = jnp.where(top == -jnp.inf, -(2.0**RAISED), tail)
-    return Partition(top[..., 0], once(raised_tail[..., 0]))
+def _from_sum(top: Array, high: Array, low: Array, tops: Array) -> Partition:
+    """From the sum of the terms below the maximum, 2^RAISED times too large, and how
+    many are at it."""
+    total, lost = two_sum(high, (tops - 1) * 2.0**RAISED)
+    tail, rest = two_sum(total, lost + low)
+    empty = top == -jnp.inf
+    tail, rest = jnp.where(empty, -(2.0**RAISED), tail), jnp.where(empty, 0, rest)
+    return Partition(top[..., 0], *both_once(tail[..., 0], rest[..., 0]))

@@ -51,6 +51,17 @@ def _left(index: Array, array: Array) -> Array:
     return lax.optimization_barrier((array, index))[0]
 
 
+def both_once(a: Array, b: Array) -> tuple[Array, Array]:
+    """The same of two, as one array of complex numbers: XLA for CPU has no loop that
+    makes two."""
+
+    def on_cpu(a: Array, b: Array) -> tuple[Array, Array]:
+        both = once(lax.complex(a, b))
+        return lax.real(both), lax.imag(both)
+
+    return by_platform(a, b, cpu=on_cpu, default=lambda a, b: (a, b))
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def rounded(x: Array, kind: np.dtype) -> Array:
     """x.astype(kind).

@@ -90,9 +90,9 @@ def _of_16_bits_in_slices(z: Array) -> Shares:
     """The same in vector loops of a CPU."""
     top = checks.wide(z.max(-1, keepdims=True))
 
-    def exp_and_top(part: Array) -> tuple[Array, Array]:
+    def exp_and_top(part: Array) -> tuple[Array, None, Array]:
         part = checks.wide(part)
-        return coarse_exp(distance_below(part, top)), part >= top
+        return coarse_exp(distance_below(part, top)), None, part >= top
 
     high, _, tops = others_sum(exp_and_top, z, jnp.ones_like(top))
     tail = once(high + (tops - 1))[..., None]

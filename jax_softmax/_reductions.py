@@ -16,8 +16,8 @@ from jax_softmax import _options as options
 from jax_softmax._partition import (
     complement,
     gap,
-    log1p,
     log_partition,
+    log_total,
     partition_and_probability,
 )
 from jax_softmax._platform import rounded
@@ -166,7 +166,7 @@ def normalized(
     """
     part, probs = partition_and_probability(z, shards, rounds=rounds)
     wide, column = checks.wide(z), part.column
-    shares = Shares(-(gap(wide, column.max) + log1p(column.tail)), probs)
+    shares = Shares(-(gap(wide, column.max) + log_total(column)), probs)
     if rounds and shards.alone:
         shares = quicker(z, shares)
     return Normalized(log_partition(part), *shares, complement(wide, column))
