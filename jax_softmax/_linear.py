@@ -24,7 +24,7 @@ from jax_softmax._linear_passes import Gradients
 from jax_softmax._linear_plan import Chunk, Keep, head_of, layer_of, on_tiles
 from jax_softmax._linear_rows import Losses, Reduced, losses, measure, over_devices
 from jax_softmax._linear_tiles import Head, Layer
-from jax_softmax._shards import AxisName
+from jax_softmax._shards import AxisName, alike
 from jax_softmax._tracing import traced_once
 
 Rowwise = Float[Array, "*batch"]
@@ -189,6 +189,8 @@ def mean_linear_cross_entropy(
         count = checks.scalar("normalizer", normalizer).astype(wide)
     shares = jnp.where(count == 0, 0, shares / jnp.where(count == 0, 1, count))
     z_loss = options.number("z_loss", z_loss)
+    x, w, b = alike((layer.x, layer.w, layer.b), shares)
+    layer = layer._replace(x=x, w=w, b=b)
     return _weighted_sum(head, chunk, z_loss, layer, shares)
 
 

@@ -225,8 +225,8 @@ def _in_units(dz: Array, kind: jnp.dtype) -> tuple[Array, Array | None]:
         return dz.astype(kind), None
     sizes = abs(lax.stop_gradient(dz))
     largest = jnp.where(jnp.isfinite(sizes), sizes, 0).max(initial=0)
-    exponent = jnp.clip(jnp.frexp(largest)[1], -100, 100)
-    unit = jnp.ldexp(jnp.ones_like(largest), exponent)
+    power_of_two = lax.reduce_precision(largest, exponent_bits=8, mantissa_bits=0)
+    unit = jnp.clip(power_of_two, 2.0**-100, 2.0**100)
     return (dz / unit).astype(kind), unit
 
 

@@ -108,7 +108,8 @@ def head_of(
 
 
 def _positive(size: Any) -> bool:
-    return isinstance(size, Integral) and int(size) > 0
+    whole = isinstance(size, Integral) and not isinstance(size, bool)
+    return whole and int(size) > 0
 
 
 def on_tiles(

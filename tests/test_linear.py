@@ -481,6 +481,7 @@ def test_summary_of_ties_and_ruled_out_classes():
         ({"chunk": (0, 1)}, "chunk must be a tuple .* positive integers"),
         ({"chunk": [2, 1]}, r"chunk must be a tuple .* got \[2, 1\]"),
         ({"chunk": (2.0, 1)}, "chunk must be a tuple .* positive integers"),
+        ({"chunk": (True, 1)}, r"chunk must be a tuple .* got \(True, 1\)"),
         ({"softcap": 0.0}, r"softcap must be in \[1e-30, 1e30\], got 0.0"),
         ({"softcap": 1e39}, r"softcap must be in \[1e-30, 1e30\], got 1e\+39"),
         (

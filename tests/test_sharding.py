@@ -320,6 +320,24 @@ def test_linear_values_gradients_and_hessian_products(loss, shape, check_vma):
     assert_close(without_padding(got), one(*without_padding(arrays)), 5e-6)
 
 
+def test_weights_alone_differ_between_devices():
+    """Those of the same rows, in chunks."""
+    x, w, b, labels, weights = linear_arrays()
+    several = np.stack((weights, 1 + weights))
+
+    def summed(x, w, b, weights):
+        return jax.lax.psum(of_mean(x, w, b, labels, weights[0]), "data")
+
+    def with_gradients(f):
+        return jax.value_and_grad(f, (0, 1, 2, 3))(x, w, b, several)
+
+    def on_one(x, w, b, several):
+        return sum(of_mean(x, w, b, labels, weights) for weights in several)
+
+    spread = sharded(summed, (2, 2), (P(), P(), P(), ROWS), P())
+    assert_close(with_gradients(spread), with_gradients(on_one), 5e-6)
+
+
 def test_linear_in_bfloat16():
     arrays = [jnp.asarray(a, jnp.bfloat16) for a in linear_arrays()[:3]]
     rest = linear_arrays()[3:]
