@@ -48,8 +48,7 @@ class Journal:
         for sentence in found.passed_over if found else ():
             report.say(sentence)
         progress = found.progress if found else start
-        done = len(progress.losses)
-        whole = progress.epoch if done == self.steps else progress.epoch - 1
+        whole, into = divmod(self._steps_done(progress), self.steps)
         self.epochs = whole
         if found:
             run_folder.check_metrics(self.folder, whole)
@@ -60,8 +59,8 @@ class Journal:
         if found:
             run_folder.save(self.folder, progress.model)
             report.say(
-                f"Going on from checkpoint {found.name}: epoch {progress.epoch}, "
-                f"{done} of {self.steps} steps done"
+                f"Going on from checkpoint {found.name}: epochs done: {whole}, and "
+                f"{into} of {self.steps} steps"
             )
         else:
             report.say("Starting at the beginning: there is no checkpoint yet")
@@ -102,9 +101,11 @@ class Journal:
 
     def _checkpoint(self, progress: Progress) -> None:
         if progress is not self._saved:
-            done = (progress.epoch - 1) * self.steps + len(progress.losses)
-            self.checkpoints.save(progress, done)
+            self.checkpoints.save(progress, self._steps_done(progress))
             self._saved = progress
+
+    def _steps_done(self, progress: Progress) -> int:
+        return (progress.epoch - 1) * self.steps + len(progress.losses)
 
     def _stop_if_told(self, progress: Progress) -> None:
         try:

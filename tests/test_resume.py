@@ -391,7 +391,7 @@ def test_flags_that_contradict_the_run(short_run, capsys):
 def test_a_finished_run_is_finished(short_run, capsys):
     before = (short_run / "metrics.jsonl").read_text()
     command("--resume", short_run, "--learning-rate", "0.1")
-    assert "epoch 2, 6 of 6 steps done" in capsys.readouterr().out
+    assert "epochs done: 2, and 0 of 6 steps" in capsys.readouterr().out
     assert (short_run / "metrics.jsonl").read_text() == before
 
 
@@ -521,3 +521,20 @@ def test_fit_goes_on_from_any_moment_to_the_same_bits(batch_size):
             jax.tree.map(
                 np.testing.assert_array_equal, ends.progress, whole[-1].progress
             )
+
+
+def test_what_ended_with_an_epoch_goes_on_in_the_next_whatever_the_batch_size():
+    x, labels = np.eye(12, dtype=np.float32), np.arange(12) % 3
+    model = SoftmaxRegression.init(jax.random.key(0), 12, 3)
+    arguments = {"optimizer": optax.sgd(0.1), "key": jax.random.key(1), "epochs": 2}
+    first = next(fit(model, x, labels, **arguments, batch_size=4))
+    (second,) = fit(
+        model, x, labels, **arguments, batch_size=2, progress=first.progress
+    )
+    assert second.number == 2
+    as_it_once_was = first.progress._replace(epoch=1, losses=np.ones(3, np.float32))
+    again, whole = (
+        list(fit(model, x, labels, **arguments, batch_size=4, progress=progress))
+        for progress in (as_it_once_was, first.progress)
+    )
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
