@@ -19,7 +19,6 @@ class Journal:
     Args:
         folder: the folder of the run.
         checkpoints: where Progress is saved.
-        steps: steps of an epoch.
         every: steps between checkpoints within an epoch; 0 for none there.
         tensorboard: also write TensorBoard's event files.
         stop: raises Stop when the run was told to stop.
@@ -30,13 +29,12 @@ class Journal:
         folder: Path,
         checkpoints: Checkpoints,
         *,
-        steps: int,
         every: int,
         tensorboard: bool,
         stop: Callable[[], None],
     ):
         self.folder, self.checkpoints = folder, checkpoints
-        self.steps, self.every, self.stop = steps, every, stop
+        self.every, self.stop = every, stop
         self.metrics: list[dict[str, Any]] = []
         self.epochs = 0  # that are done
         self._saved: Progress | None = None
@@ -48,7 +46,8 @@ class Journal:
         for sentence in found.passed_over if found else ():
             report.say(sentence)
         progress = found.progress if found else start
-        whole, into = divmod(self._steps_done(progress), self.steps)
+        steps = self.checkpoints.steps
+        whole, into = divmod(self.checkpoints.steps_done(progress), steps)
         self.epochs = whole
         if found:
             run_folder.check_metrics(self.folder, whole)
@@ -60,7 +59,7 @@ class Journal:
             run_folder.save(self.folder, progress.model)
             report.say(
                 f"Going on from checkpoint {found.name}: epochs done: {whole}, and "
-                f"{into} of {self.steps} steps"
+                f"{into} of {steps} steps"
             )
         else:
             report.say("Starting at the beginning: there is no checkpoint yet")
@@ -101,11 +100,8 @@ class Journal:
 
     def _checkpoint(self, progress: Progress) -> None:
         if progress is not self._saved:
-            self.checkpoints.save(progress, self._steps_done(progress))
+            self.checkpoints.save(progress)
             self._saved = progress
-
-    def _steps_done(self, progress: Progress) -> int:
-        return (progress.epoch - 1) * self.steps + len(progress.losses)
 
     def _stop_if_told(self, progress: Progress) -> None:
         try:

@@ -271,9 +271,9 @@ def progress(optimizer=None):
 @pytest.fixture
 def saved(tmp_path):
     """Two checkpoints, after 2 and 4 steps."""
-    kept = Checkpoints(tmp_path, FACTS)
-    kept.save(progress(), 2)
-    kept.save(progress()._replace(epoch=2), 4)
+    kept = Checkpoints(tmp_path, FACTS, 2)
+    kept.save(progress())
+    kept.save(progress()._replace(epoch=2))
     kept.finish()
     return kept
 
@@ -290,7 +290,7 @@ def test_a_checkpoint_is_what_was_saved(saved):
 
 
 def test_only_the_newest_are_kept(saved):
-    saved.save(progress(), 6)
+    saved.save(progress()._replace(epoch=3))
     saved.finish()
     names = sorted(path.name for path in saved.folder.iterdir())
     assert names == ["000000004", "000000006"]
@@ -325,6 +325,12 @@ DAMAGES = [
     (tear, "is torn"),
     (flip_a_bit, "is torn"),
     (forget, "is torn"),
+    (change_facts(epoch=9), "it is that of 18 steps"),
+    (change_facts(epoch="2"), "is torn"),
+    (change_facts(leaves=None), "is torn"),
+    (change_facts(leaves={"model.w": ["flobt32", 4, 3]}), "is torn"),
+    (change_facts(format="1"), "is torn"),
+    (change_facts(sha256=None), "is torn"),
     (change_facts(kind="a CNN"), "by another program"),
     (change_facts(format=99), "newer version of this program"),
     (change_facts(settings={"seed": 1}), "with other settings"),
@@ -367,7 +373,7 @@ def test_a_checkpoint_that_cannot_be_written(saved, monkeypatch):
 
     monkeypatch.setattr(saved._orbax, "save", full)
     with pytest.raises(Failed, match=r"No space left.*checkpoint 000000004 is whole"):
-        saved.save(progress(), 6)
+        saved.save(progress()._replace(epoch=3))
 
 
 @pytest.fixture(scope="module")
