@@ -18,7 +18,6 @@ import jax
 from experiments import data, learned, report, run_folder
 from experiments.checkpoint import no_room
 from experiments.command import (
-    BadInput,
     Failed,
     Interrupted,
     Stop,
@@ -67,11 +66,8 @@ def train(settings: Train) -> None:
                 "environment": report.environment(),
             }
             run_folder.create(out, config)
-        elif run_folder.started_with(out)["fingerprint"] != dataset.fingerprint:
-            raise BadInput(
-                f"The run in {out} was started with another data set than "
-                f"{dataset.source} Name its own with --data-dir."
-            )
+        else:
+            run_folder.check_data(out, dataset)
         report.say(
             f"Data: {dataset.name}, {len(images):,} training and "
             f"{len(dataset.test_labels):,} test images, {dataset.source}"

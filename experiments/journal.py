@@ -85,7 +85,7 @@ class Journal:
         self.metrics.append(line)
         self.epochs = epoch.number
         if self.events:
-            for name in ("train_loss", "validation_loss", "validation_accuracy"):
+            for name in run_folder.FIGURES:
                 self.events.add_scalar(name, line[name], epoch.number)
             self.events.flush()
         self._checkpoint(epoch.progress)

@@ -414,6 +414,7 @@ def copied(short_run, tmp_path):
         lambda text: "garbage\n" + text,
         lambda text: text.splitlines(keepends=True)[0],
         lambda text: text.replace('"epoch": 2', '"epoch": 3'),
+        lambda text: text.replace('"train_loss"', '"loss"'),
     ],
 )
 def test_metrics_of_epochs_done_that_are_damaged(copied, capsys, spoil):
@@ -427,7 +428,8 @@ def test_metrics_of_epochs_done_that_are_damaged(copied, capsys, spoil):
 
 def test_metrics_of_later_epochs_only_are_no_damage(tmp_path):
     """As of a run whose metrics were moved away, killed after its next epoch."""
-    run_folder.add_metrics(tmp_path, {"epoch": 3})
+    figures = dict.fromkeys((*run_folder.FIGURES, "seconds"), 0.5)
+    run_folder.add_metrics(tmp_path, {"epoch": 3, **figures})
     run_folder.check_metrics(tmp_path, 2)
     assert run_folder.keep_metrics(tmp_path, 2) == []
 
@@ -490,10 +492,13 @@ def test_folders_that_cannot_be_resumed(short_run, capsys, tmp_path):
         ({"fingerprint": "0"}, "was started with another data set"),
         ({"settings": None}, "settings is missing or no dict"),
         ({"class_names": None}, "class_names is missing or no list"),
+        ({"class_names": [0, 1]}, "class_names holds what is no str"),
         (
             {"settings": config["settings"] | {"epochs": "ten"}},
             "epochs is of type str",
         ),
+        ({"settings": config["settings"] | {"mesh": 4}}, "mesh is of type int"),
+        ({"settings": config["settings"] | {"optimizer": "x"}}, "not know (x)"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         assert sentence in refused(capsys, "--resume", tmp_path)
