@@ -27,6 +27,7 @@ from jax_softmax import Progress
 
 FORMAT = 1
 KEPT = 2
+MOST_STEPS = 10**9 - 1  # by their digits, names are in order; int32 counts as far
 CONTENT = "content"
 OVERHEAD = 2**17  # bytes of a checkpoint beside its arrays, several times over
 FOLDER = "checkpoints"

@@ -16,8 +16,9 @@ from typing import Any
 import jax
 
 from experiments import data, learned, report, run_folder
-from experiments.checkpoint import no_room
+from experiments.checkpoint import MOST_STEPS, no_room
 from experiments.command import (
+    BadInput,
     Failed,
     Interrupted,
     Stop,
@@ -49,6 +50,11 @@ def train(settings: Train) -> None:
     images = dataset.train_images
     if settings.quick:
         images = first(images, 6000)
+    if epochs * -(-len(images) // settings.batch_size) > MOST_STEPS:
+        raise BadInput(
+            f"--epochs {epochs} are more than {MOST_STEPS:,} steps: lower it, or raise "
+            "--batch-size."
+        )
     clock.lap("data")
     out = settings.resume or settings.out or _new_folder(settings.dataset)
     with (

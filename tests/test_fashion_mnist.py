@@ -132,6 +132,7 @@ def test_predicts_png_files(digits_run, capsys, tmp_path):
         (["--learning-rate", "1e39"], "finite float32 number above 0, got 1e+39"),
         (["--learning-rate", "-1"], "finite float32 number above 0, got -1"),
         (["--seed", "-1"], "--seed must be in"),
+        ([*DIGITS, "--epochs", "200000000"], "more than 999,999,999 steps: lower it"),
     ],
 )
 def test_bad_settings(capsys, arguments, sentence):
