@@ -27,6 +27,7 @@ from jax_softmax import Progress
 
 FORMAT = 1
 KEPT = 2
+MOST_STEPS = 10**9 - 1  # by their digits, names are in order; int32 counts as far
 CONTENT = "content"
 OVERHEAD = 2**17  # bytes of a checkpoint beside its arrays, several times over
 FOLDER = "checkpoints"
@@ -52,11 +53,13 @@ class Checkpoints:
     Args:
         run: the folder of the run.
         facts: what must be the same to go on, in words that JSON knows.
+        steps: steps of an epoch.
     """
 
-    def __init__(self, run: Path, facts: Mapping[str, Any]):
+    def __init__(self, run: Path, facts: Mapping[str, Any], steps: int):
         self.folder = (run / FOLDER).resolve()
         self.facts = {"kind": "jax_softmax", "format": FORMAT} | dict(facts)
+        self.steps = steps
         self._pending: Path | None = None
 
     @cached_property
@@ -68,7 +71,11 @@ class Checkpoints:
         logging.set_verbosity(logging.FATAL)
         return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
 
-    def save(self, progress: Progress, steps_done: int) -> None:
+    def steps_done(self, progress: Progress) -> int:
+        """Those of all epochs."""
+        return (progress.epoch - 1) * self.steps + len(progress.losses)
+
+    def save(self, progress: Progress) -> None:
         """Start to write; what was started before is finished first.
 
         Raises:
@@ -84,7 +91,7 @@ class Checkpoints:
             "sha256": sha256(content.data).hexdigest(),
             "versions": report.versions(),
         }
-        self._pending = self.folder / f"{steps_done:09d}"
+        self._pending = self.folder / f"{self.steps_done(progress):09d}"
         try:
             self._look_for_room(len(content))
             self._orbax.save(self._pending, {CONTENT: content}, custom_metadata=facts)
@@ -146,10 +153,15 @@ class Checkpoints:
 
     def _read(self, path: Path, like: Progress) -> Progress:
         try:
-            facts = self._orbax.metadata(path).custom_metadata
-            facts = facts if isinstance(facts, dict) else {}
-        except Exception as error:
+            return self._checked(path, like)
+        except Unusable:
+            raise
+        except Exception as error:  # what is torn can raise anything
             raise Unusable(f"is torn ({_first_line(error)})") from None
+
+    def _checked(self, path: Path, like: Progress) -> Progress:
+        facts = self._orbax.metadata(path).custom_metadata
+        facts = facts if isinstance(facts, dict) else {}
         if facts.get("kind") != self.facts["kind"]:
             raise Unusable("is torn, or was made by another program")
         if facts.get("format", 0) > FORMAT:
@@ -157,14 +169,14 @@ class Checkpoints:
         for fact, sentence in MUST_AGREE.items():
             if facts.get(fact) != self.facts[fact]:
                 raise Unusable(sentence)
-        try:
-            content = self._orbax.restore(path)[CONTENT]
-        except Exception as error:
-            raise Unusable(f"is torn ({_first_line(error)})") from None
+        content = self._orbax.restore(path)[CONTENT]
         if sha256(content).hexdigest() != facts["sha256"]:
             raise Unusable("is torn (its content does not match its sha256)")
         leaves = _unpacked(content, facts["leaves"])
-        return _progress(leaves, like, facts["epoch"])
+        progress = _progress(leaves, like, facts["epoch"])
+        if (done := self.steps_done(progress)) != int(path.name):
+            raise Unusable(f"is torn (it is that of {done} steps)")
+        return progress
 
     def _look_for_room(self, size: int) -> None:
         """Before Orbax begins: its threads speak up in their own way."""

@@ -105,11 +105,7 @@ def run(settings: Settings) -> None:
     out = results_folder("decisions", settings.out, quick=settings.quick)
     model, config = run_folder.load(settings.run)
     dataset = data.load(config["dataset"], settings.data_dir)
-    if config["fingerprint"] != dataset.fingerprint:
-        raise BadInput(
-            f"The run in {settings.run} was trained on another data set than "
-            f"{dataset.source} Name its own with --data-dir."
-        )
+    run_folder.check_data(settings.run, dataset)
     names, labels = dataset.class_names, dataset.test_labels
     if settings.costly is not None and settings.costly not in names:
         raise BadInput(

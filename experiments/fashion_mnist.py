@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from experiments import data, learned, report, run_folder
-from experiments.checkpoint import no_room
+from experiments.checkpoint import MOST_STEPS, no_room
 from experiments.command import (
     BadInput,
     Failed,
@@ -50,6 +50,11 @@ def train(settings: Train) -> None:
     images = dataset.train_images
     if settings.quick:
         images = first(images, 6000)
+    if epochs * -(-len(images) // settings.batch_size) > MOST_STEPS:
+        raise BadInput(
+            f"--epochs {epochs} are more than {MOST_STEPS:,} steps: lower it, or raise "
+            "--batch-size."
+        )
     clock.lap("data")
     out = settings.resume or settings.out or _new_folder(settings.dataset)
     with (
@@ -67,11 +72,8 @@ def train(settings: Train) -> None:
                 "environment": report.environment(),
             }
             run_folder.create(out, config)
-        elif run_folder.started_with(out)["fingerprint"] != dataset.fingerprint:
-            raise BadInput(
-                f"The run in {out} was started with another data set than "
-                f"{dataset.source} Name its own with --data-dir."
-            )
+        else:
+            run_folder.check_data(out, dataset)
         report.say(
             f"Data: {dataset.name}, {len(images):,} training and "
             f"{len(dataset.test_labels):,} test images, {dataset.source}"

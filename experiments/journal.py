@@ -19,7 +19,6 @@ class Journal:
     Args:
         folder: the folder of the run.
         checkpoints: where Progress is saved.
-        steps: steps of an epoch.
         every: steps between checkpoints within an epoch; 0 for none there.
         tensorboard: also write TensorBoard's event files.
         stop: raises Stop when the run was told to stop.
@@ -30,13 +29,12 @@ class Journal:
         folder: Path,
         checkpoints: Checkpoints,
         *,
-        steps: int,
         every: int,
         tensorboard: bool,
         stop: Callable[[], None],
     ):
         self.folder, self.checkpoints = folder, checkpoints
-        self.steps, self.every, self.stop = steps, every, stop
+        self.every, self.stop = every, stop
         self.metrics: list[dict[str, Any]] = []
         self.epochs = 0  # that are done
         self._saved: Progress | None = None
@@ -48,8 +46,8 @@ class Journal:
         for sentence in found.passed_over if found else ():
             report.say(sentence)
         progress = found.progress if found else start
-        done = len(progress.losses)
-        whole = progress.epoch if done == self.steps else progress.epoch - 1
+        steps = self.checkpoints.steps
+        whole, into = divmod(self.checkpoints.steps_done(progress), steps)
         self.epochs = whole
         if found:
             run_folder.check_metrics(self.folder, whole)
@@ -60,8 +58,8 @@ class Journal:
         if found:
             run_folder.save(self.folder, progress.model)
             report.say(
-                f"Going on from checkpoint {found.name}: epoch {progress.epoch}, "
-                f"{done} of {self.steps} steps done"
+                f"Going on from checkpoint {found.name}: epochs done: {whole}, and "
+                f"{into} of {steps} steps"
             )
         else:
             report.say("Starting at the beginning: there is no checkpoint yet")
@@ -87,7 +85,7 @@ class Journal:
         self.metrics.append(line)
         self.epochs = epoch.number
         if self.events:
-            for name in ("train_loss", "validation_loss", "validation_accuracy"):
+            for name in run_folder.FIGURES:
                 self.events.add_scalar(name, line[name], epoch.number)
             self.events.flush()
         self._checkpoint(epoch.progress)
@@ -102,8 +100,7 @@ class Journal:
 
     def _checkpoint(self, progress: Progress) -> None:
         if progress is not self._saved:
-            done = (progress.epoch - 1) * self.steps + len(progress.losses)
-            self.checkpoints.save(progress, done)
+            self.checkpoints.save(progress)
             self._saved = progress
 
     def _stop_if_told(self, progress: Progress) -> None:

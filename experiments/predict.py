@@ -34,6 +34,7 @@ def predict(settings: Predict) -> None:
         titles = [str(path) for path in settings.images]
     else:
         dataset = data.load(config["dataset"], settings.data_dir)
+        run_folder.check_data(settings.run, dataset)
         images = dataset.test_images[:10]
         titles = [
             f"test image {i} ({names[label]})"
@@ -58,8 +59,8 @@ def _read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:
             image = np.asarray(file.convert("RGB" if len(shape) == 3 else "L"))
     except UnidentifiedImageError:
         raise BadInput(f"{path} is not an image: give PNG files.") from None
-    except OSError as error:
-        reason = error.strerror or error
+    except Exception as error:  # of a damaged or huge file Pillow can raise anything
+        reason = getattr(error, "strerror", None) or error
         raise BadInput(f"{path} cannot be read ({reason}): give PNG files.") from None
     if image.shape != shape:
         (height, width), (wanted_height, wanted_width) = image.shape[:2], shape[:2]

@@ -313,6 +313,7 @@ _DAMAGED = (
     OSError,
     EOFError,
     KeyError,  # an array is missing
+    RuntimeError,  # a bit says that it is encrypted, or packed in some other way
     TypeError,  # one array, not a file of several
     ValueError,
     struct.error,

@@ -5,18 +5,20 @@ One process at a time writes in it; checkpoint.py has the folder's checkpoints.
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile, is_zipfile
 
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.command import BadInput, cannot_write, check_folder, make_folder
+from experiments.data import Dataset
 from experiments.files import replacing, save_json, save_text
+from experiments.prepared import read_npz
 from jax_softmax import SoftmaxRegression
 
 CONFIG, METRICS, PARAMS = "config.json", "metrics.jsonl", "params.npz"
@@ -31,6 +33,8 @@ RECORDED = {
     "class_names": list,
     "image_shape": list,
 }
+LISTED = {"class_names": str, "image_shape": int}
+FIGURES = "train_loss", "validation_loss", "validation_accuracy"
 
 
 class SavedRun(NamedTuple):
@@ -124,7 +128,23 @@ def started_with(folder: Path) -> dict[str, Any]:
     for name, kind in RECORDED.items():
         if not isinstance(config.get(name), kind):
             raise damaged(folder, f"{CONFIG}: {name} is missing or no {kind.__name__}")
+    for name, kind in LISTED.items():
+        if not all(type(item) is kind for item in config[name]):
+            raise damaged(folder, f"{CONFIG}: {name} holds what is no {kind.__name__}")
     return config
+
+
+def check_data(folder: Path, dataset: Dataset) -> None:
+    """The data set is the one that the run was started with.
+
+    Raises:
+        BadInput: it is another one.
+    """
+    if started_with(folder)["fingerprint"] != dataset.fingerprint:
+        raise BadInput(
+            f"The run in {folder} was started with another data set than "
+            f"{dataset.source} Name its own with --data-dir."
+        )
 
 
 def damaged(folder: Path, reason: str) -> BadInput:
@@ -181,7 +201,9 @@ def _sound_metrics(folder: Path) -> list[dict[str, Any]]:
     for line in (folder / METRICS).read_text(errors="replace").splitlines():
         try:
             row = json.loads(line)
-            sound = isinstance(row["epoch"], int)
+            sound = isinstance(row["epoch"], int) and all(
+                isinstance(row[name], float) for name in (*FIGURES, "seconds")
+            )
         except (ValueError, TypeError, KeyError):
             break
         if not sound:
@@ -221,25 +243,21 @@ def load(folder: Path) -> SavedRun:
     """
     if not folder.is_dir():
         raise BadInput(f"There is no run folder {folder}: name one that --out made.")
-    try:
-        with (folder / PARAMS).open("rb") as file:
-            if not is_zipfile(file):
-                raise BadZipFile(f"{PARAMS} is no .npz file")
-            arrays = np.load(file, allow_pickle=False)
-            params = {name: arrays[name] for name in arrays.files}
-    except FileNotFoundError:
+    if not os.path.exists(folder / PARAMS):
         raise BadInput(
             f"{folder} holds no finished run ({PARAMS} is missing): train one with "
             "python -m experiments.fashion_mnist --out FOLDER."
-        ) from None
-    except (ValueError, BadZipFile, EOFError) as error:
-        raise _damaged_params(folder, str(error)) from None
+        )
     config = started_with(folder)
-    if not _fits(config, params):
+    try:
+        w, b = read_npz(folder / PARAMS, "w", "b")
+    except ValueError as error:
+        raise _damaged_params(folder, f"{PARAMS}: {error}") from None
+    if not _fits(config, w, b):
         raise _of_another_model(folder)
-    if not all(np.isfinite(array).all() for array in params.values()):
+    if not (np.isfinite(w).all() and np.isfinite(b).all()):
         raise _damaged_params(folder, f"{PARAMS} holds numbers that are not finite")
-    return SavedRun(SoftmaxRegression(*map(jnp.asarray, map(params.get, "wb"))), config)
+    return SavedRun(SoftmaxRegression(jnp.asarray(w), jnp.asarray(b)), config)
 
 
 def _damaged_params(folder: Path, reason: str) -> BadInput:
@@ -256,8 +274,10 @@ def _of_another_model(folder: Path) -> BadInput:
     )
 
 
-def _fits(config: dict[str, Any], params: dict[str, np.ndarray]) -> bool:
-    classes = len(config.get("class_names", ()))
-    features = int(np.prod(config.get("image_shape", ())))
-    shapes = {name: array.shape for name, array in params.items()}
-    return shapes == {"w": (features, classes), "b": (classes,)}
+def _fits(config: dict[str, Any], w: np.ndarray, b: np.ndarray) -> bool:
+    classes, sizes = len(config["class_names"]), config["image_shape"]
+    return (
+        len(sizes) in (2, 3)
+        and (w.shape, b.shape) == ((math.prod(sizes), classes), (classes,))
+        and w.dtype.kind == b.dtype.kind == "f"
+    )

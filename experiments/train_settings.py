@@ -110,19 +110,21 @@ def resumed(settings: Train, arguments: Sequence[str]) -> Train:
     """
     if settings.resume is None:
         return settings
-    saved = run_folder.started_with(settings.resume)["settings"]
+    saved = asdict(Train()) | run_folder.started_with(settings.resume)["settings"]
+    for field in fields(Train):
+        found, kind = type(saved[field.name]), type(field.default)
+        if found is not kind and not (field.default is None and found is str):
+            reason = f"{field.name} is of type {found.__name__}"
+            raise run_folder.damaged(settings.resume, f"config.json: {reason}")
     unknown = saved.keys() - {field.name for field in fields(Train)}
+    unknown |= {saved["optimizer"]} - OPTIMIZERS.keys()
+    unknown |= {saved["schedule"]} - SCHEDULES.keys()
     if unknown:
         raise BadInput(
             f"The run in {settings.resume} has settings that this version does not "
             f"know ({', '.join(sorted(unknown))}): update this program."
         )
-    for field in fields(Train):
-        found = type(saved.get(field.name, field.default))
-        if field.default is not None and found is not type(field.default):
-            reason = f"{field.name} is of type {found.__name__}"
-            raise run_folder.damaged(settings.resume, f"config.json: {reason}")
-    data_dir = saved.get("data_dir")
+    data_dir = saved["data_dir"]
     places = {"data_dir": data_dir and Path(data_dir), "out": None, "resume": None}
     begun = Train(**saved | places)
     return parse_again(

@@ -52,11 +52,11 @@ def trained(
             "fingerprint": dataset.fingerprint,
             "shuffle": jax.random.key_data(order_key).tolist(),
         },
+        steps,
     )
     journal = Journal(
         out,
         checkpoints,
-        steps=steps,
         every=settings.checkpoint_every,
         tensorboard=settings.tensorboard,
         stop=stop,

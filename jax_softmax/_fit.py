@@ -26,7 +26,8 @@ Objective = Callable[[Any, Array, Array], Float[Array, ""]]
 class Progress(NamedTuple):
     """All that training needs to go on, to the same bits as if it had never stopped.
 
-    epoch counts from 1; losses are those of the steps that it has done so far.
+    epoch counts from 1; losses are those of the steps that it has done so far. Once it
+    is finished, the next one has done none.
     """
 
     model: Model
@@ -168,14 +169,14 @@ def fit(
     begin = _begin(model, optimizer, progress, steps)
 
     def run(state: _State) -> Iterator[Epoch]:
-        now, losses = begin, begin.losses
+        now = begin
         plan = Blocks(
             key,
             len(source),
             batch_size,
             epochs=epochs,
             epoch=now.epoch,
-            step=len(losses),
+            step=len(now.losses),
             cut_every=watch_every,
         )
         reading = Reading(source, plan)
@@ -192,9 +193,7 @@ def fit(
                 transform=transform,
             )
             ahead = reading.next_during(block_losses)
-            if block.epoch > now.epoch:
-                losses = losses[:0]
-            losses = np.append(losses, np.asarray(block_losses)[: block.steps])
+            losses = np.append(now.losses, np.asarray(block_losses)[: block.steps])
             if not np.isfinite(losses).all():
                 step = int(np.argmin(np.isfinite(losses)))
                 raise NonFiniteLoss(
@@ -212,6 +211,7 @@ def fit(
                     float, evaluate(trained, *validation, transform=transform)
                 )
             train_loss = _mean(losses, batch_size, len(source))
+            now = now._replace(epoch=block.epoch + 1, losses=losses[:0])
             yield Epoch(block.epoch, trained, train_loss, loss, accuracy, now)
 
     # Copied now: until the first epoch is asked for, the caller may reuse the memory.
@@ -243,6 +243,8 @@ def _begin(
             f"progress has done {len(progress.losses)} steps of an epoch that has "
             f"{steps}: it belongs to another batch_size or to other rows"
         )
+    if len(progress.losses) == steps:  # as an epoch's own once was
+        return progress._replace(epoch=progress.epoch + 1, losses=progress.losses[:0])
     return progress
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -131,6 +132,7 @@ def test_predicts_png_files(digits_run, capsys, tmp_path):
         (["--learning-rate", "1e39"], "finite float32 number above 0, got 1e+39"),
         (["--learning-rate", "-1"], "finite float32 number above 0, got -1"),
         (["--seed", "-1"], "--seed must be in"),
+        ([*DIGITS, "--epochs", "200000000"], "more than 999,999,999 steps: lower it"),
     ],
 )
 def test_bad_settings(capsys, arguments, sentence):
@@ -181,16 +183,24 @@ def test_run_folders_that_cannot_predict(capsys, digits_run, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     np.savez(tmp_path / "params.npz", w=np.zeros((3, 10)), b=np.zeros(10))
     assert "of another model" in refused(capsys, *predict, tmp_path)
+    np.savez(tmp_path / "params.npz", w=np.zeros((64, 10), int), b=np.zeros(10))
+    assert "of another model" in refused(capsys, *predict, tmp_path)
     w = np.full((64, 10), np.nan)
     np.savez(tmp_path / "params.npz", w=w, b=np.zeros(10))
     assert "numbers that are not finite" in refused(capsys, *predict, tmp_path)
-    (tmp_path / "params.npz").write_bytes(b"torn")
-    assert "is damaged" in refused(capsys, *predict, tmp_path)
+    encrypted = bytearray((folder / "params.npz").read_bytes())
+    encrypted[encrypted.index(b"PK\1\2") + 8] |= 1  # says its entry of the directory
+    for torn in (b"torn", encrypted):
+        (tmp_path / "params.npz").write_bytes(torn)
+        assert "is damaged" in refused(capsys, *predict, tmp_path)
+    shutil.copy(folder / "params.npz", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"fingerprint": "0"}))
+    assert "another data set" in refused(capsys, *predict, tmp_path)
     (tmp_path / "config.json").write_text("{")
     assert "is damaged" in refused(capsys, *predict, tmp_path)
 
 
-def test_images_that_cannot_be_read(capsys, digits_run, tmp_path):
+def test_images_that_cannot_be_read(capsys, digits_run, tmp_path, monkeypatch):
     predict = ["predict", "--run", digits_run[0]]
     assert "cannot be read" in refused(capsys, *predict, tmp_path / "none.png")
     (tmp_path / "text.png").write_text("no image")
@@ -199,6 +209,8 @@ def test_images_that_cannot_be_read(capsys, digits_run, tmp_path):
     error = refused(capsys, *predict, tmp_path / "large.png")
     assert "28 x 28 pixels" in error
     assert "8 x 8" in error
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert "cannot be read" in refused(capsys, *predict, tmp_path / "large.png")
 
 
 def test_divergence_says_where_and_keeps_the_last_good_state(capsys, tmp_path):

@@ -75,7 +75,7 @@ def test_goes_on_on_another_mesh(on_one, on_four, tmp_path, capsys):
     shutil.copytree(on_four, out)
     shutil.rmtree(max((out / "checkpoints").iterdir()))
     fashion_mnist.command_line(["--resume", str(out), "--mesh", "data=1,model=4"])
-    assert "epoch 2, 7 of 12 steps done" in capsys.readouterr().out
+    assert "epochs done: 1, and 7 of 12 steps" in capsys.readouterr().out
     assert_same(out, on_one)
 
 

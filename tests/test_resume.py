@@ -271,9 +271,9 @@ def progress(optimizer=None):
 @pytest.fixture
 def saved(tmp_path):
     """Two checkpoints, after 2 and 4 steps."""
-    kept = Checkpoints(tmp_path, FACTS)
-    kept.save(progress(), 2)
-    kept.save(progress()._replace(epoch=2), 4)
+    kept = Checkpoints(tmp_path, FACTS, 2)
+    kept.save(progress())
+    kept.save(progress()._replace(epoch=2))
     kept.finish()
     return kept
 
@@ -290,7 +290,7 @@ def test_a_checkpoint_is_what_was_saved(saved):
 
 
 def test_only_the_newest_are_kept(saved):
-    saved.save(progress(), 6)
+    saved.save(progress()._replace(epoch=3))
     saved.finish()
     names = sorted(path.name for path in saved.folder.iterdir())
     assert names == ["000000004", "000000006"]
@@ -325,6 +325,12 @@ DAMAGES = [
     (tear, "is torn"),
     (flip_a_bit, "is torn"),
     (forget, "is torn"),
+    (change_facts(epoch=9), "it is that of 18 steps"),
+    (change_facts(epoch="2"), "is torn"),
+    (change_facts(leaves=None), "is torn"),
+    (change_facts(leaves={"model.w": ["flobt32", 4, 3]}), "is torn"),
+    (change_facts(format="1"), "is torn"),
+    (change_facts(sha256=None), "is torn"),
     (change_facts(kind="a CNN"), "by another program"),
     (change_facts(format=99), "newer version of this program"),
     (change_facts(settings={"seed": 1}), "with other settings"),
@@ -367,7 +373,7 @@ def test_a_checkpoint_that_cannot_be_written(saved, monkeypatch):
 
     monkeypatch.setattr(saved._orbax, "save", full)
     with pytest.raises(Failed, match=r"No space left.*checkpoint 000000004 is whole"):
-        saved.save(progress(), 6)
+        saved.save(progress()._replace(epoch=3))
 
 
 @pytest.fixture(scope="module")
@@ -391,7 +397,7 @@ def test_flags_that_contradict_the_run(short_run, capsys):
 def test_a_finished_run_is_finished(short_run, capsys):
     before = (short_run / "metrics.jsonl").read_text()
     command("--resume", short_run, "--learning-rate", "0.1")
-    assert "epoch 2, 6 of 6 steps done" in capsys.readouterr().out
+    assert "epochs done: 2, and 0 of 6 steps" in capsys.readouterr().out
     assert (short_run / "metrics.jsonl").read_text() == before
 
 
@@ -408,6 +414,7 @@ def copied(short_run, tmp_path):
         lambda text: "garbage\n" + text,
         lambda text: text.splitlines(keepends=True)[0],
         lambda text: text.replace('"epoch": 2', '"epoch": 3'),
+        lambda text: text.replace('"train_loss"', '"loss"'),
     ],
 )
 def test_metrics_of_epochs_done_that_are_damaged(copied, capsys, spoil):
@@ -421,7 +428,8 @@ def test_metrics_of_epochs_done_that_are_damaged(copied, capsys, spoil):
 
 def test_metrics_of_later_epochs_only_are_no_damage(tmp_path):
     """As of a run whose metrics were moved away, killed after its next epoch."""
-    run_folder.add_metrics(tmp_path, {"epoch": 3})
+    figures = dict.fromkeys((*run_folder.FIGURES, "seconds"), 0.5)
+    run_folder.add_metrics(tmp_path, {"epoch": 3, **figures})
     run_folder.check_metrics(tmp_path, 2)
     assert run_folder.keep_metrics(tmp_path, 2) == []
 
@@ -484,10 +492,13 @@ def test_folders_that_cannot_be_resumed(short_run, capsys, tmp_path):
         ({"fingerprint": "0"}, "was started with another data set"),
         ({"settings": None}, "settings is missing or no dict"),
         ({"class_names": None}, "class_names is missing or no list"),
+        ({"class_names": [0, 1]}, "class_names holds what is no str"),
         (
             {"settings": config["settings"] | {"epochs": "ten"}},
             "epochs is of type str",
         ),
+        ({"settings": config["settings"] | {"mesh": 4}}, "mesh is of type int"),
+        ({"settings": config["settings"] | {"optimizer": "x"}}, "not know (x)"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         assert sentence in refused(capsys, "--resume", tmp_path)
@@ -521,3 +532,20 @@ def test_fit_goes_on_from_any_moment_to_the_same_bits(batch_size):
             jax.tree.map(
                 np.testing.assert_array_equal, ends.progress, whole[-1].progress
             )
+
+
+def test_what_ended_with_an_epoch_goes_on_in_the_next_whatever_the_batch_size():
+    x, labels = np.eye(12, dtype=np.float32), np.arange(12) % 3
+    model = SoftmaxRegression.init(jax.random.key(0), 12, 3)
+    arguments = {"optimizer": optax.sgd(0.1), "key": jax.random.key(1), "epochs": 2}
+    first = next(fit(model, x, labels, **arguments, batch_size=4))
+    (second,) = fit(
+        model, x, labels, **arguments, batch_size=2, progress=first.progress
+    )
+    assert second.number == 2
+    as_it_once_was = first.progress._replace(epoch=1, losses=np.ones(3, np.float32))
+    again, whole = (
+        list(fit(model, x, labels, **arguments, batch_size=4, progress=progress))
+        for progress in (as_it_once_was, first.progress)
+    )
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
