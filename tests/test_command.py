@@ -1,6 +1,7 @@
 """What every experiment says of bad flags and folders, before it makes any file."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from jax.errors import JaxRuntimeError
 
-from experiments import benchmark, files, report
+from experiments import benchmark, benchmark_job, files, report
 from experiments.catalog import DataError
 from experiments.command import BadInput, main
 
@@ -123,7 +124,9 @@ def test_flags_that_say_nothing_together(name, words, sentence, tmp_path, capsys
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["benchmark_train", "gradients", "solvers", "sweep"])
+@pytest.mark.parametrize(
+    "name", ["benchmark_job", "benchmark_train", "gradients", "solvers", "sweep"]
+)
 def test_no_folder_is_made_for_a_data_set_that_there_is_not(name, tmp_path):
     experiment, settings = settings_of(name)
     with pytest.raises(DataError, match="no data set 'fashion'"):
@@ -218,6 +221,22 @@ def test_a_signal_after_the_end_is_without_a_word(number):
         run.send_signal(number)
         assert run.wait(30) == 128 + number
         assert run.stderr.read() == b""
+
+
+def test_a_benchmark_that_is_told_to_stop_leaves_no_process_behind(
+    tmp_path, monkeypatch
+):
+    pids = []
+
+    def told(pid, _):
+        pids.append(pid)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.wait4", told)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark_job._process(["-c", "import time; time.sleep(60)"], tmp_path)
+    with pytest.raises(ProcessLookupError):
+        os.kill(*pids, 0)
 
 
 def test_too_little_memory_is_one_sentence(capsys):
