@@ -111,6 +111,7 @@ def refused(capsys, name, *arguments):
         ("benchmark_train", "--quick --seconds 2", "--quick has --seconds of its own"),
         ("benchmark_job", "--quick --rounds 2", "--quick has --rounds of its own"),
         ("benchmark_linear", "--quick --shapes growth", "--quick has --shapes of its"),
+        ("benchmark_linear", "--shapes", "must be some of 2048x512x32768, "),
         ("fashion_mnist", "--quick --epochs 5", "--quick has --epochs of its own"),
         ("sweep", "--batch-sizes", "numbers of at least 1, got none."),
         ("fashion_mnist", "--learning-rate 1e-50", "float32 number above 0, got 1e-50"),
@@ -156,7 +157,9 @@ def test_the_folder_of_a_run_is_left_alone(name, tmp_path):
 
 def test_what_was_measured_before_is_damaged(tmp_path):
     experiment, settings = settings_of("benchmark_linear")
-    for text in ('{"rows": [', '{"rows": [1]}', "{}", "[]"):
+    cut = {"shape": "growth", "classes": 1, "peers": [], "dtype": "float32"}
+    texts = '{"rows": [', '{"rows": [1]}', "{}", "[]", json.dumps({"rows": [cut]})
+    for text in texts:
         (tmp_path / "linear.json").write_text(text)
         with pytest.raises(BadInput, match=r"linear.json is damaged .*: restore"):
             experiment.run(settings(out=tmp_path))
