@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from experiments import report
+from experiments import data, report
 from experiments.command import (
     Failed,
     at_least,
@@ -49,6 +49,7 @@ def run(settings: Settings) -> None:
     at_least(1, settings, "rounds")
     settings = quickened(settings, rounds=1)
     folder = results_folder("job", settings.out, quick=settings.quick)
+    data.load(settings.dataset, None)  # fetched, or refused, before the clock starts
     make_folder(folder)
     job = ["-m", "experiments.fashion_mnist", "--dataset", settings.dataset]
     job += ["--quick"] if settings.quick else []
@@ -93,7 +94,12 @@ def _process(arguments: list[str], kept: Path) -> dict[str, float]:
         stdout=subprocess.DEVNULL,
         env=with_bytecode(kept / "bytecode") | programs,
     )
-    _, status, used = os.wait4(process.pid, 0)
+    try:
+        _, status, used = os.wait4(process.pid, 0)
+    except BaseException:  # or it would go on, in a folder that is about to go
+        process.kill()
+        process.wait()
+        raise
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise Failed("The main job failed: see above.")

@@ -82,6 +82,8 @@ class Settings:
 def run(settings: Settings) -> None:
     """Measure, print, save."""
     known = SHAPES | ON_A_GPU
+    if not settings.shapes:
+        raise BadInput(f"--shapes must be some of {', '.join(known)}, got none.")
     unknown = set(settings.shapes) - set(known)
     if unknown:
         raise BadInput(f"--shapes {sorted(unknown)[0]} is none of {', '.join(known)}.")
@@ -99,8 +101,11 @@ def run(settings: Settings) -> None:
         report.say(_line(row))
         rows = [r for r in rows if _identity(r) != _identity(row)] + [row]
         save_json(path, {"rows": rows})
-    draw([r for r in rows if r["shape"] == "growth"], out / "growth.png")
-    report.say(f"Files: {path}, {out / 'growth.png'}")
+    report.say(f"File: {path}")
+    shown = "growth", settings.dtype
+    if growth := [r for r in rows if (r["shape"], r["dtype"]) == shown]:
+        draw(growth, out / "growth.png")
+        report.say(f"Picture: {out / 'growth.png'}")
 
 
 def _earlier(path: Path) -> list[dict[str, Any]]:
@@ -112,7 +117,8 @@ def _earlier(path: Path) -> list[dict[str, Any]]:
     try:
         rows = json.loads(path.read_text())["rows"] if path.is_file() else []
         list(map(_identity, rows))
-    except (ValueError, TypeError, LookupError) as error:
+        list(map(_line, rows))
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise BadInput(
             f"{path} is damaged ({error}): restore it, or move it away."
         ) from None
@@ -301,8 +307,6 @@ def _line(row: dict[str, Any]) -> str:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Time and temporary memory by the number of classes, on logarithmic axes."""
-    if not rows:
-        return
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     time, memory = figure.subplots(1, 2)
     styles = {
@@ -330,5 +334,5 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set_xscale("log", base=2)
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.suptitle(f"{tokens} tokens, {features} features, float32")
+    figure.suptitle(f"{tokens} tokens, {features} features, {rows[0]['dtype']}")
     save_figure(path, figure)

@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -75,6 +76,6 @@ def _dictionary() -> tuple[str, str]:
         raise BadInput(f"{folder} holds no {DICTIONARY}: delete it and try again.")
     try:
         text = gzip.decompress(path.read_bytes()).decode("utf-8", errors="replace")
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise BadInput(f"{path} is damaged: delete {folder} and try again.") from error
     return NOT_PROSE.sub(" ", text), f"Debian's package {PACKAGE}"

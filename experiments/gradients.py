@@ -140,7 +140,8 @@ def run(settings: Settings) -> None:
         "by_step": [curves._asdict() for curves in by_steps],
     }
     save_json(out / "gradients.json", content)
-    report.say("Files:", *(f"  {path}" for path in sorted(out.iterdir())), sep="\n")
+    names = ("tables.md", "gradients.json", "error_by_margin.png", "error_by_step.png")
+    report.say(f"Files: {', '.join(str(out / name) for name in names)}")
 
 
 def refuse_ignored(settings: Settings) -> None:

@@ -187,6 +187,8 @@ def _efficiencies(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[s
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Memory and efficiency against the number of chips."""
     chips = [row["chips"] for row in rows]
+    four = [row for row in rows if row["chips"] == 4]
+    later = [row for row in rows if four and row["chips"] >= 4]
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, label in (
@@ -194,10 +196,11 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         ("naive", "naive, partitioned by XLA"),
     ):
         temp = [row[name]["temp_bytes"] / 1e6 for row in rows]
-        left.loglog(chips, temp, "o-", label=label)
-        later = [row for row in rows if row["chips"] >= 4]
-        values = [efficiency(row, later[0], name) for row in later]
+        left.semilogx(chips, temp, "o-", label=label)
+        values = [efficiency(row, four[0], name) for row in later]
         right.semilogx([row["chips"] for row in later], values, "o-", label=label)
+    if any(row[name]["temp_bytes"] for row in rows for name in ("ours", "naive")):
+        left.set_yscale("log")  # a small shape needs none
     left.set(xlabel="TPU v5e chips", ylabel="temporary memory of a chip, MB")
     right.set(
         xlabel="TPU v5e chips", ylabel="efficiency from 4 chips on", ylim=(0, 1.1)
@@ -231,7 +234,7 @@ def run(settings: Pod) -> None:
     make_folder(out)
     shape = Shape(256, 512, 16384) if settings.quick else Shape()
     rows = []
-    for chips in settings.chips:
+    for chips in sorted(set(settings.chips)):
         rows.append(measured(chips, shape))
         report.say(f"{chips} chips: done")
     found = {

@@ -121,7 +121,7 @@ def run(settings: Settings) -> None:
     if len(validation) <= 2 * settings.context or len(train) < settings.batch:
         raise BadInput(
             f"{text.source} has {len(text.ids)} words, too few to train on: give a "
-            f"longer --text, or a smaller --batch."
+            "longer --text, or a smaller --batch or --context."
         )
     make_folder(out)
     classes = len(text.vocabulary)
@@ -323,13 +323,18 @@ def draw(runs: dict[str, Run], results: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(11, 4), layout="constrained")
     curve, memory, speed = figure.subplots(1, 3, width_ratios=(3, 1, 1))
     styles = {OURS: ("#1f77b4", "-", 3.0), NAIVE: ("black", ":", 1.5)}
+    steps = len(runs[OURS].losses)
+    mean_of = min(20, -(-steps // 6))
+    ends = np.arange(mean_of, steps + 1)
     for name, contender in runs.items():
         color, style, width = styles[name]
-        smooth = _smoothed(contender.losses)
-        curve.plot(smooth, style, color=color, linewidth=width, label=name)
+        smooth = np.convolve(contender.losses, np.ones(mean_of) / mean_of, "valid")
+        style += "o" if steps == 1 else ""
+        curve.plot(ends, smooth, style, color=color, linewidth=width, label=name)
     level = math.log(results["perplexity"]["unigram"])
     curve.axhline(level, color="#d62728", linewidth=1, label="unigram, held-out words")
-    curve.set(xlabel="step", ylabel="training loss in nats, mean of 20 steps")
+    label = f"training loss in nats (steps averaged: {mean_of})"
+    curve.set(xlabel="step", ylabel=label)
     curve.grid(alpha=0.3)
     curve.legend()
     names = {OURS: "fused", NAIVE: "on logits"}
@@ -344,11 +349,6 @@ def draw(runs: dict[str, Run], results: dict[str, Any], path: Path) -> None:
         axes.bar_label(drawn, fmt="%.0f")
         axes.set_ylabel(label)
     save_figure(path, figure)
-
-
-def _smoothed(losses: list[float], width: int = 20) -> np.ndarray:
-    width = min(width, len(losses))
-    return np.convolve(losses, np.ones(width) / width, mode="valid")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What every experiment says of bad flags and folders, before it makes any file."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from jax.errors import JaxRuntimeError
 
-from experiments import benchmark, files, report
+from experiments import benchmark, benchmark_job, files, report
 from experiments.catalog import DataError
 from experiments.command import BadInput, main
 
@@ -110,6 +111,7 @@ def refused(capsys, name, *arguments):
         ("benchmark_train", "--quick --seconds 2", "--quick has --seconds of its own"),
         ("benchmark_job", "--quick --rounds 2", "--quick has --rounds of its own"),
         ("benchmark_linear", "--quick --shapes growth", "--quick has --shapes of its"),
+        ("benchmark_linear", "--shapes", "must be some of 2048x512x32768, "),
         ("fashion_mnist", "--quick --epochs 5", "--quick has --epochs of its own"),
         ("sweep", "--batch-sizes", "numbers of at least 1, got none."),
         ("fashion_mnist", "--learning-rate 1e-50", "float32 number above 0, got 1e-50"),
@@ -123,7 +125,9 @@ def test_flags_that_say_nothing_together(name, words, sentence, tmp_path, capsys
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["benchmark_train", "gradients", "solvers", "sweep"])
+@pytest.mark.parametrize(
+    "name", ["benchmark_job", "benchmark_train", "gradients", "solvers", "sweep"]
+)
 def test_no_folder_is_made_for_a_data_set_that_there_is_not(name, tmp_path):
     experiment, settings = settings_of(name)
     with pytest.raises(DataError, match="no data set 'fashion'"):
@@ -153,7 +157,9 @@ def test_the_folder_of_a_run_is_left_alone(name, tmp_path):
 
 def test_what_was_measured_before_is_damaged(tmp_path):
     experiment, settings = settings_of("benchmark_linear")
-    for text in ('{"rows": [', '{"rows": [1]}', "{}", "[]"):
+    cut = {"shape": "growth", "classes": 1, "peers": [], "dtype": "float32"}
+    texts = '{"rows": [', '{"rows": [1]}', "{}", "[]", json.dumps({"rows": [cut]})
+    for text in texts:
         (tmp_path / "linear.json").write_text(text)
         with pytest.raises(BadInput, match=r"linear.json is damaged .*: restore"):
             experiment.run(settings(out=tmp_path))
@@ -218,6 +224,22 @@ def test_a_signal_after_the_end_is_without_a_word(number):
         run.send_signal(number)
         assert run.wait(30) == 128 + number
         assert run.stderr.read() == b""
+
+
+def test_a_benchmark_that_is_told_to_stop_leaves_no_process_behind(
+    tmp_path, monkeypatch
+):
+    pids = []
+
+    def told(pid, _):
+        pids.append(pid)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.wait4", told)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark_job._process(["-c", "import time; time.sleep(60)"], tmp_path)
+    with pytest.raises(ProcessLookupError):
+        os.kill(*pids, 0)
 
 
 def test_too_little_memory_is_one_sentence(capsys):

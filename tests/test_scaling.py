@@ -1,6 +1,7 @@
 """Several processes on one mesh: every row once, killed and gone on with, bad input."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -253,6 +254,24 @@ def test_four_chips_by_the_compiler_for_tpus():
     assert set(row["ours"]["collectives"]) == {"all-reduce", "all-gather"}
     three_numbers = 3 * 4 * shape.rows * row["mesh"]["model"]
     assert row["ours"]["collectives"]["all-gather"] <= three_numbers
+
+
+@pytest.mark.parametrize(("chips", "shown"), [((16, 64), []), ((4, 16), [1.0, 1.0])])
+def test_a_picture_shows_efficiency_from_four_chips_or_none(
+    chips, shown, tmp_path, monkeypatch
+):
+    figures = []
+    monkeypatch.setattr(
+        scaling_pod, "save_figure", lambda path, figure: figures.append(figure)
+    )
+    rows = []
+    for n in chips:
+        side = math.isqrt(n)
+        figure = {"temp_bytes": 0, "seconds": 1 / side}
+        mesh = {"data": side, "model": side}
+        rows.append({"chips": n, "mesh": mesh, "ours": figure, "naive": figure})
+    scaling_pod.draw(rows, tmp_path / "pod.png")
+    assert figures[0].axes[1].lines[0].get_ydata().tolist() == shown
 
 
 def test_traffic_is_read_from_the_program():

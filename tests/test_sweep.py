@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import data
 from experiments import sweep as experiment
 from experiments.command import Failed
 from jax_softmax import SoftmaxRegression, fit, sweep
@@ -199,6 +200,13 @@ def test_a_rate_at_which_fit_diverges_ends_the_experiment_in_a_sentence(
     with pytest.raises(Failed, match=r"^Stopped: the loss became inf .* was 1e\+38; "):
         experiment.run(experiment.Settings(dataset="digits", out=tmp_path, **sizes))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rate_at_which_fit_diverges_does_not_stop_the_timing_of_the_others():
+    dataset = data.load("digits", None)
+    found = experiment.throughput(dataset, np.array([0.1, 1e38]), KEYS, rounds=1)
+    assert found["models"] == 4
+    assert found["speedup"] > 0
 
 
 def test_a_model_without_logits_and_an_objective_of_its_own():
