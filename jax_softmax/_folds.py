@@ -69,14 +69,14 @@ def stored_sum(terms: Array, is_top: Array) -> tuple[Array, Array, Array, Array]
     """The terms >= 0, which a CPU keeps in memory, their sum over the last axis as high
     + low, and how many tops there are."""
 
-    def on_cpu(terms: Array, is_top: Array) -> tuple[Array, ...]:
+    def on_cpu(terms: Array, is_top: Array) -> tuple[Array, Array, Array, Array]:
         tops = is_top.sum(-1).astype(terms.dtype)
         if terms.shape[-1] > FEW_CLASSES:
             # Or a product in the terms is fused into one part of their sum only.
             terms = lax.optimization_barrier(terms)
         return terms, *exact_sum(terms), tops
 
-    def fused(terms: Array, is_top: Array) -> tuple[Array, ...]:
+    def fused(terms: Array, is_top: Array) -> tuple[Array, Array, Array, Array]:
         high, low, tops = _sum_of_pairs(jnp.where(is_top, -1, terms), True)
         return terms, high, low, tops
 

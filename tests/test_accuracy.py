@@ -94,9 +94,11 @@ def cross_entropy(c, road):
     return ref.ulp_error(got, -ref.at(c.exact.log_probs, c.labels))
 
 
+_gradient = jax.grad(lambda z, y: js.cross_entropy(z, y).sum())
+
+
 def cross_entropy_gradient(c, road):
-    got = road(jax.grad(lambda z, y: js.cross_entropy(z, y).sum()))(c.z, c.labels)
-    return ref.ulp_error(got, nll_gradient(c))
+    return ref.ulp_error(road(_gradient)(c.z, c.labels), nll_gradient(c))
 
 
 def nll_gradient(c):
@@ -186,6 +188,7 @@ BOUNDS = {
     soft_labels: 4,
     soft_labels_gradient: 4,
 }
+SEARCHED = (cross_entropy, cross_entropy_gradient, softmax, log_softmax, logsumexp)
 
 
 def scanned(f):
@@ -228,6 +231,47 @@ def within(errors, names, bound):
 def test_float32(n, rows, promise):
     c = case(n, np.float32, rows)
     within(promise(c, ROADS["jit"]), c.names, BOUNDS[promise])
+
+
+class Rows:
+    """Rows of any logits, their labels all 0, and their exact results."""
+
+    def __init__(self, z):
+        self.z, self.labels = z, np.zeros(len(z), int)
+        self.onehot = np.arange(z.shape[-1]) == self.labels[:, None]
+        self.exact = ref.softmax(z)
+
+
+def drawn(rng, rows, n):
+    """Of any scale; some with an offset, some with a leader, some far below it."""
+    z = rng.normal(size=(rows, n)) * 10.0 ** rng.uniform(-5, 1.5, (rows, 1))
+    kind = rng.integers(4, size=(rows, 1))
+    z = np.where(kind == 1, z + 10.0 ** rng.uniform(-2, 4, (rows, 1)), z)
+    leads = np.arange(n) == rng.integers(n, size=(rows, 1))
+    z = np.where((kind == 2) & leads, z + 10.0 ** rng.uniform(-1, 1.5, (rows, 1)), z)
+    z = np.where(kind == 3, z - rng.exponential(5, (rows, n)), z)
+    return z.astype(np.float32)
+
+
+def moved(rng, z):
+    """Some or all logits of each row, by a few last places up to a tenth."""
+    some = rng.random(z.shape) < rng.choice([1 / z.shape[-1], 0.3, 1], (len(z), 1))
+    size = rng.choice([1e-7, 1e-3, 0.1], (len(z), 1))
+    return np.where(some, z * (1 + size * rng.normal(size=z.shape)), z).astype(z.dtype)
+
+
+@pytest.mark.parametrize("n", [3, 12, 30, 257])
+@pytest.mark.parametrize("promise", SEARCHED, ids=lambda f: f.__name__)
+def test_bounds_hold_where_a_search_makes_the_error_large(promise, n):
+    """The worst rows so far, moved a little, beside fresh ones, again and again."""
+    rng = np.random.default_rng(n)
+    best = drawn(rng, 32, n)
+    for _ in range(150):
+        near = moved(rng, np.repeat(best, 8, axis=0))
+        rows = Rows(np.concatenate((best, near, drawn(rng, 128, n))))
+        errors = promise(rows, ROADS["jit"]).reshape(len(rows.z), -1).max(-1)
+        best = rows.z[np.argsort(errors)[-32:]]
+    assert errors.max() <= BOUNDS[promise]
 
 
 @pytest.mark.parametrize("narrowest", [16, 512])
