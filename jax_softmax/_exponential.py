@@ -108,7 +108,7 @@ def raised_exp(
 ) -> tuple[Array, Array, Array]:
     """exp(z - pivot) exp(low) 2^(RAISED - exponent) for z <= top, and where z = top.
 
-    The first two numbers make it up, within 0.2 ULP.
+    The first two numbers make it up, within 0.25 ULP.
     """
     kind = jnp.finfo(z.dtype)
     is_top = z >= scale.top
@@ -184,8 +184,8 @@ def quotient(
 
 
 def _scaled_exp(reduced: Array, low: Array, power: Array) -> tuple[Array, Array]:
-    """exp(reduced + low) power as high + low, within 0.2 ULP, if power is so large that
-    its product with what is small does not underflow."""
+    """exp(reduced + low) power as high + low, within 0.25 ULP, if power is so large
+    that its product with what is small does not underflow."""
     r = reduced + low
     small = _curve(r) * (r * r) + low
     part = power * reduced

@@ -65,20 +65,20 @@ def others_sum(exp_and_top: ExpAndTop, z: Array, top_exp: Array) -> Sums:
     return by_platform(z, cpu=on_cpu, gpu=on_gpu, default=fused)
 
 
-def stored_sum(terms: Array, is_top: Array) -> tuple[Array, Array, Array, Array]:
-    """The terms >= 0, which a CPU keeps in memory, their sum over the last axis as high
-    + low, and how many tops there are."""
+def stored_sum(terms: Array, is_top: Array) -> tuple[Array, Array, Array]:
+    """The terms >= 0, which a CPU keeps in memory, their sum over the last axis, and
+    how many tops there are."""
 
-    def on_cpu(terms: Array, is_top: Array) -> tuple[Array, Array, Array, Array]:
+    def on_cpu(terms: Array, is_top: Array) -> tuple[Array, Array, Array]:
         tops = is_top.sum(-1).astype(terms.dtype)
         if terms.shape[-1] > FEW_CLASSES:
             # Or a product in the terms is fused into one part of their sum only.
             terms = lax.optimization_barrier(terms)
-        return terms, *exact_sum(terms), tops
+        return terms, exact_sum(terms), tops
 
-    def fused(terms: Array, is_top: Array) -> tuple[Array, Array, Array, Array]:
+    def fused(terms: Array, is_top: Array) -> tuple[Array, Array, Array]:
         high, low, tops = _sum_of_pairs(jnp.where(is_top, -1, terms), True)
-        return terms, high, low, tops
+        return terms, high + low, tops
 
     return by_platform(terms, is_top, cpu=on_cpu, default=fused)
 

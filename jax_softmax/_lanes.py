@@ -43,13 +43,11 @@ def others_in_lanes(exp_and_top: ExpAndTop, z: Array, top_exp: Array) -> Sums:
     return _tile_by_tile(partial(_others, exp_and_top, top_exp), z)
 
 
-def exact_sum(terms: Array) -> tuple[Array, Array]:
-    """The sum over the last axis of terms >= 0 that are in memory, nearly exact, as
-    high + low."""
+def exact_sum(terms: Array) -> Array:
+    """The sum over the last axis of terms >= 0 that are in memory, nearly exact."""
     if terms.shape[-1] <= FEW_CLASSES:
-        return _added(_columns(terms))
-    total = _split_sum(terms)
-    return total, jnp.zeros_like(total)
+        return operator.add(*_added(_columns(terms)))
+    return _split_sum(terms)
 
 
 def _others(exp_and_top: ExpAndTop, top_exp: Array, slices: Slices) -> Array:
@@ -201,7 +199,9 @@ def _narrowed(
     while lanes.shape[-1] > FEW_CLASSES:
         lanes, lost = narrower(lanes, lost, _part(lanes, FEW_CLASSES), None)
     high, low = _added(_columns(lanes if read is None else read(lanes)))
-    return high, low if lost is None else low + lost.sum(-1)
+    if lost is not None:
+        low = jnp.where(jnp.isfinite(high), low + lost.sum(-1), 0)
+    return high, low
 
 
 def _terms(lanes: Array, width: int, read: Read | None) -> list[Array]:

@@ -58,7 +58,8 @@ def cross_entropy(
         classes: how many there are, if the last columns are no classes but padding.
 
     Returns:
-        Losses >= 0 in at least float32, within 2 ULP; gradient entries within 3.
+        Losses >= 0 in at least float32, within 2 ULP (2.3 of up to 16 classes);
+        gradient entries within 3.
         With smoothing, within 4 ULP of the sum of absolute terms.
 
     Raises:

@@ -106,11 +106,11 @@ def _stored(z: Array) -> tuple[Partition, Array]:
     is_top = z == top
     terms = jnp.where(is_top, 0, raised_shifted_exp(z, top))
     terms, *sums = stored_sum(terms, is_top)
-    high, low, tops = (leaf[..., None] for leaf in sums)
+    total, tops = (leaf[..., None] for leaf in sums)
     moved = (z - lax.stop_gradient(z)) - (top - lax.stop_gradient(top))
     at_top = 1 + jnp.where(jnp.isfinite(top), moved, 0)  # 1, and its derivative
     exp = jnp.where(is_top, at_top, terms * 2.0**-RAISED)
-    return _from_sum(top, high, low, tops), exp
+    return _two_numbers(_from_sum(top, total, jnp.zeros_like(total), tops)), exp
 
 
 def partition_and_probability(

@@ -143,16 +143,15 @@ def test_logits_that_the_compiler_knows_give_the_same(classes):
 
 
 @pytest.mark.parametrize("top", [0.0, -1.7, 50.0, -80.0, 150.0, 1e6])
-@pytest.mark.parametrize(("low", "bound"), [(0.0, 0.9), (None, 1.1)])
-def test_exponentials_of_a_row_before_they_are_scaled(top, low, bound):
+def test_exponentials_of_a_row_before_they_are_scaled(top):
     rng = np.random.default_rng(0)
     below = np.concatenate([rng.exponential(size, 50_000) for size in (0.01, 1, 20)])
     z = (top - below).astype(np.float32)
     scale = row_scale(jnp.full(1, top, jnp.float32))
-    low = None if low is None else jnp.full(1, low)
-    found, is_top = jax.jit(lambda z: raised_exp(z, scale, low))(z)
+    found, rest, is_top = jax.jit(lambda z: raised_exp(z, scale))(z)
     np.testing.assert_array_equal(is_top, z == np.float32(top))
     pivot, exponent = (np.longdouble(part[0]) for part in (scale.pivot, scale.exponent))
     high = np.exp(z - pivot) * np.exp2(RAISED - exponent)
     exact = ref.Exact(np.float64(high), np.float64(high - np.float64(high)))
-    assert ref.ulp_error(found, exact).max() <= bound
+    counts = high > np.exp2(RAISED - 126)  # the others' probability is below float32
+    assert ref.ulp_error(found + rest, exact)[counts].max() <= 0.75
