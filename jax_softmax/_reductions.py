@@ -46,8 +46,8 @@ def logsumexp(
         keepdims: keep the summed axes with length 1.
 
     Returns:
-        lse in nats, within 2 ULP (2.1 of up to 16 classes), or of max|x| where the two terms cancel
-        (lse near 0 is ill-conditioned in x).
+        lse in nats, within 2 ULP (2.1 of up to 16 classes), or of max|x| where the two
+        terms cancel (lse near 0 is ill-conditioned in x).
 
     Raises:
         TypeError: x is not floating point.
