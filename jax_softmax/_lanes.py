@@ -184,20 +184,14 @@ def _narrowed(
     The first loop to read them cuts them into 16 slices or more. With fewer, XLA for
     CPU computes the lanes inside that loop, one number at a time: four times as long.
     """
-
-    def narrower(lanes: Array, lost: Array | None, width: int, read: Read | None):
-        total, more = _exactly(_terms(lanes, width, read))
-        if lost is not None:
-            more = more + _by_pairs(_terms(lost, width, None))
-        return total, more
-
-    if read is not None and lanes.shape[-1] > FEW_CLASSES:
+    width = _part(lanes, FEW_CLASSES)
+    if read is not None:
         width = lanes.shape[-1] // FEW_CLASSES
         width = width if width < 4 else width // 4 * 4
-        lanes, lost = narrower(lanes, None, width, read)
-        read = None
     while lanes.shape[-1] > FEW_CLASSES:
-        lanes, lost = narrower(lanes, lost, _part(lanes, FEW_CLASSES), None)
+        lanes, more = _exactly(_terms(lanes, width, read))
+        lost = more if lost is None else more + _by_pairs(_terms(lost, width, None))
+        read, width = None, _part(lanes, FEW_CLASSES)
     high, low = _added(_columns(lanes if read is None else read(lanes)))
     if lost is not None:
         low = jnp.where(jnp.isfinite(high), low + lost.sum(-1), 0)

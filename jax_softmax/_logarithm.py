@@ -19,14 +19,14 @@ _TERMS = {32: 5, 64: 13}  # of R's series: the next is below 1e-10 or 1e-20 of f
 
 
 def log1p(tail: Array) -> Array:
-    """log(1 + tail), within 0.8 ULP."""
+    """log(1 + tail) for 0 <= tail <= 1e30, within 0.9 ULP."""
     large, small = log1p_parts(tail)
     return large + small
 
 
 @jax.custom_jvp
 def log1p_parts(tail: Array) -> tuple[Array, Array]:
-    """log(1 + tail) as a number and what its rounding left, within 0.2 ULP.
+    """log(1 + tail) as a number and what its rounding left, within 0.45 ULP.
 
     The empty partition's tail, -1, gives anything.
     """

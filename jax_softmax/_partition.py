@@ -31,7 +31,7 @@ from jax_softmax._exponential import (
 )
 from jax_softmax._folds import others_sum, row_sum, stored_sum
 from jax_softmax._logarithm import log1p_parts
-from jax_softmax._platform import both_once, by_platform
+from jax_softmax._platform import both_once, by_platform, once
 from jax_softmax._shards import Shards
 
 
@@ -79,7 +79,7 @@ def _two_numbers(p: Partition) -> Partition:
 
 def _partition_and_rest(z: Array) -> Partition:
     if z.shape[-1] <= FEW_CLASSES:
-        return _stored(z)[0]
+        return partition_and_exp(z)[0]
     top = checks.wide(z.max(-1, keepdims=True))
     scale = row_scale(top)
     factor, factor_low = row_factor(scale)
@@ -91,16 +91,17 @@ def _partition_and_rest(z: Array) -> Partition:
     high, low, tops = (leaf[..., None] for leaf in sums)
     product, rounding = two_product(high, factor)
     rounding = rounding + (high * factor_low + low * factor)
-    return _from_sum(top, product, rounding, tops)
+    total, lost = two_sum(product, _at_top(tops))
+    tail, rest = two_sum(total, lost + rounding)
+    rest = jnp.where(top == -jnp.inf, 0, rest)
+    return Partition(top[..., 0], *both_once(_tail_of(top, tail)[..., 0], rest[..., 0]))
 
 
 def partition_and_exp(z: Float[Array, "*batch classes"]) -> tuple[Partition, Array]:
-    """The partition of logits that fit the cache, and exp(z - max)."""
-    part, exp = _stored(z)
-    return _two_numbers(part), exp
+    """The partition of logits that fit the cache, and exp(z - max).
 
-
-def _stored(z: Array) -> tuple[Partition, Array]:
+    The partition is two numbers: for a third, XLA for CPU would write out all terms.
+    """
     z = checks.wide(z)
     top = z.max(-1, keepdims=True)
     is_top = z == top
@@ -110,7 +111,8 @@ def _stored(z: Array) -> tuple[Partition, Array]:
     moved = (z - lax.stop_gradient(z)) - (top - lax.stop_gradient(top))
     at_top = 1 + jnp.where(jnp.isfinite(top), moved, 0)  # 1, and its derivative
     exp = jnp.where(is_top, at_top, terms * 2.0**-RAISED)
-    return _two_numbers(_from_sum(top, total, jnp.zeros_like(total), tops)), exp
+    tail = _tail_of(top, total + _at_top(tops))
+    return Partition(top[..., 0], once(tail[..., 0])), exp
 
 
 def partition_and_probability(
@@ -119,7 +121,7 @@ def partition_and_probability(
     """The partition, and exp(z - max) / (1 + tail), which may be rounded to the type of
     z later on; over devices, two numbers travel for each row."""
     if shards.alone and z.shape[-1] <= FEW_CLASSES:
-        part, exp = _stored(z)
+        part, exp = partition_and_exp(z)
         return part, _share(exp, part.column)
     part = _partition_and_rest(z)
     if not shards.alone:
@@ -243,11 +245,11 @@ def log_partition(p: Partition) -> Float[Array, "*batch"]:
     return jnp.where(p.max == -jnp.inf, -jnp.inf, lse)
 
 
-def _from_sum(top: Array, high: Array, low: Array, tops: Array) -> Partition:
-    """From the sum of the terms below the maximum, 2^RAISED times too large, and how
-    many are at it."""
-    total, lost = two_sum(high, (tops - 1) * 2.0**RAISED)
-    tail, rest = two_sum(total, lost + low)
-    empty = top == -jnp.inf
-    tail, rest = jnp.where(empty, -(2.0**RAISED), tail), jnp.where(empty, 0, rest)
-    return Partition(top[..., 0], *both_once(tail[..., 0], rest[..., 0]))
+def _at_top(tops: Array) -> Array:
+    """What all maxima but one add to a raised tail."""
+    return (tops - 1) * 2.0**RAISED
+
+
+def _tail_of(top: Array, raised_sum: Array) -> Array:
+    """The raised tail; that of no class at all is told by its maximum."""
+    return jnp.where(top == -jnp.inf, -(2.0**RAISED), raised_sum)
