@@ -500,19 +500,29 @@ def mean_of(x, w, b, y):
     return js.mean_linear_cross_entropy(x, w, y, b=b)
 
 
+def rows_of(x, w, b, y):
+    return js.linear_cross_entropy(x, w, y, b=b).mean()
+
+
+def summary_of(x, w, b, y):
+    return js.linear_softmax_summary(x, w, y, b=b, top_k=3).nll.mean()
+
+
 @pytest.mark.parametrize(
-    ("tokens", "fitting"),
-    [(256, 60), (240, 60), (4 * 61, 60), (4 * 61, 70), (4 * 2053, 60)],
-)
-@pytest.mark.parametrize("accelerator", [False, True])
-@pytest.mark.parametrize(
-    "loss",
+    ("loss", "tokens", "fitting"),
     [
-        mean_of,
-        lambda x, w, b, y: js.linear_cross_entropy(x, w, y, b=b).mean(),
-        lambda x, w, b, y: js.linear_softmax_summary(x, w, y, b=b, top_k=3).nll.mean(),
+        (mean_of, 256, 60),
+        (mean_of, 240, 60),
+        (mean_of, 4 * 61, 60),
+        (mean_of, 4 * 61, 70),
+        (mean_of, 4 * 2053, 60),
+        (rows_of, 256, 60),
+        (rows_of, 4 * 2053, 60),
+        (summary_of, 256, 60),
+        (summary_of, 4 * 2053, 60),
     ],
 )
+@pytest.mark.parametrize("accelerator", [False, True])
 def test_default_chunks_gather_nothing(
     loss, accelerator, tokens, fitting, monkeypatch, fresh_traces, request
 ):
