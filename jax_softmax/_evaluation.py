@@ -29,6 +29,15 @@ def evaluate(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean cross-entropy and accuracy over all rows; both NaN if a loss is NaN.
 
+    Args:
+        model: any pytree with a method logits(x).
+        x: one row per example, of any type.
+        labels: class ids.
+        transform: rows of x to features, as in fit. It may be given a part of the rows.
+
+    Returns:
+        (loss, accuracy), two scalars in at least float32.
+
     Raises:
         ValueError: no rows, or not as many labels as rows.
         TypeError: x or labels are no numbers, or model has no method logits(x).
@@ -46,7 +55,10 @@ def _evaluate(
 ) -> tuple[Array, Array]:
     logits = _logits(model, x, transform)
     loss = cross_entropy(logits, labels).mean()
-    accuracy = (logits.argmax(-1).astype(labels.dtype) == labels).mean()
+    hits = (logits.argmax(-1).astype(labels.dtype) == labels).sum()
+    # Behind a barrier, or XLA multiplies by the rounded 1 / rows.
+    rows = lax.optimization_barrier(jnp.asarray(len(labels), loss.dtype))
+    accuracy = hits.astype(loss.dtype) / rows
     return loss, jnp.where(jnp.isnan(loss), jnp.nan, accuracy)
 
 

@@ -95,7 +95,7 @@ def _sum_of_pairs(terms: Array, marked: bool) -> Sums:
         (one, lost, *count), (other, more_lost, *more) = left, right
         if marked:
             marks = jnp.where(one < 0, 1, 0) + jnp.where(other < 0, 1, 0)
-            count = [count[0] + (more[0] + marks.astype(terms.dtype))]
+            count = [count[0] + (more[0] + marks.astype(one.dtype))]
             one, other = jnp.maximum(one, 0), jnp.maximum(other, 0)
         total, rounding = two_sum(one, other)
         return total, rounding + (lost + more_lost), *count

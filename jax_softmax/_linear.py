@@ -155,7 +155,7 @@ def mean_linear_cross_entropy(
             those are the probabilities. None is wrong by more, nor are all of a row's
             together by more than what is left out; the loss itself is exact. It saves
             the two matmuls of such a tile, and costs a branch for every tile: measure
-            first.
+            first. Not with label_smoothing, which gives every class a gradient.
 
     Returns:
         A scalar in at least float32; 0 with zero gradient when no row is kept, and when

@@ -353,6 +353,17 @@ def test_evaluation_of_what_cannot_be_evaluated(our_errors):
     assert np.isnan(evaluate(model, np.where(x > 1, np.nan, x), labels)).all()
 
 
+def test_accuracy_is_rounded_once(x64):
+    """Times the rounded 1 / 60, it would be 1 ULP off."""
+    labels = np.arange(60) % 2
+    x = np.eye(2)[np.where(np.arange(60) < 56, labels, 1 - labels)]
+    for dtype in (np.float32, np.float64):
+        model = SoftmaxRegression(jnp.eye(2, dtype=dtype), jnp.zeros(2, dtype))
+        accuracy = evaluate(model, x.astype(dtype), labels)[1]
+        assert accuracy.dtype == dtype
+        assert accuracy == dtype(56 / 60)
+
+
 def test_an_objective_that_is_no_mean(our_errors):
     model, x, labels = problem()
     run = fit(

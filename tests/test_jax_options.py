@@ -77,6 +77,12 @@ def test_no_rank_is_promoted(name):
         jax.eval_shape(RANKS[name])
 
 
+def test_no_tracer_is_left_behind():
+    """A closure over one, where JAX keeps the closure, keeps the whole trace."""
+    with jax.checking_leaks():
+        jax.eval_shape(RANKS["softmax"])
+
+
 def test_no_rank_is_promoted_in_training():
     run = fit(
         MODEL, X, LABELS, optimizer=optax.sgd(0.1), key=jax.random.key(0), epochs=1
