@@ -147,7 +147,7 @@ def _softmax(x: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
 
 @jax.custom_jvp
 def _lse(z: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
-    """lse alone: probabilities, of which its gradient is made, take as long to trace."""
+    """lse alone: the probabilities of its gradient take as long to trace."""
     return log_partition(partition_and_rest(z))
 
 
