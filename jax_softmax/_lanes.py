@@ -112,7 +112,7 @@ def _tile_by_tile(lanes_of: Callable[[Slices], Array], z: Array) -> Sums:
         else:
             last = _counted(lanes_of([(rest, None)]))
         last_high, last_low, last_count = last
-        high, rounding = _add(high, last_high)
+        high, rounding = _added([high, last_high])
         low = (low + last_low) + rounding
         count = count + last_count
     return high, low, count
@@ -129,7 +129,10 @@ def _counted(lanes: Array) -> Sums:
 
 
 def _tops(lanes: Array) -> Array:
-    return jnp.where(jnp.signbit(lanes), 1, 0).astype(lanes.dtype)
+    """The sign bit, as 1 or 0."""
+    kind = jnp.finfo(lanes.dtype)
+    bits = lax.bitcast_convert_type(lanes, f"int{kind.bits}")
+    return lax.shift_right_logical(bits, kind.bits - 1).astype(lanes.dtype)
 
 
 def _sixteenth(lanes: Array) -> Array:
@@ -211,23 +214,17 @@ def _terms(lanes: Array, width: int, read: Read | None) -> list[Array]:
 
 
 def _added(terms: Sequence[Array]) -> tuple[Array, Array]:
-    """A few terms, almost exactly."""
+    """A few terms, almost exactly; infinite sums lose nothing."""
     total, *rest = terms
     lost = jnp.zeros_like(total)
     for term in rest:
-        total, rounding = _add(total, term)
+        total, rounding = two_sum(total, term)
         lost = lost + rounding
-    return total, lost
+    return total, jnp.where(jnp.isfinite(total), lost, 0)
 
 
 def _columns(rows: Array) -> list[Array]:
     return [rows[..., j] for j in range(rows.shape[-1])]
-
-
-def _add(a: Array, b: Array) -> tuple[Array, Array]:
-    """two_sum, in which infinite sums lose nothing."""
-    total, rounding = two_sum(a, b)
-    return total, jnp.where(jnp.isfinite(total), rounding, 0)
 
 
 def _split_sum(terms: Array) -> Array:

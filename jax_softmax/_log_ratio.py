@@ -8,7 +8,7 @@ mean of exp(d) under p is 1. What is made of d, such as q - p, keeps its digits 
 import math
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jax_softmax._distributions import (
     Distribution,
@@ -21,6 +21,7 @@ from jax_softmax._distributions import (
 )
 from jax_softmax._entries import row_entry
 from jax_softmax._exponential import two_sum
+from jax_softmax._platform import once
 
 
 def log_ratio(p: Distribution, q: Distribution, a: Law, b: Law) -> Array:
@@ -50,7 +51,8 @@ def log_ratio(p: Distribution, q: Distribution, a: Law, b: Law) -> Array:
         mean = excess(a.probs, b.probs, d).sum(-1, keepdims=True)
         shift = shift - jnp.log1p(mean)
         d = _shifted(high, low, shift)
-    return moving_as(like, d)
+    # Or XLA for CPU would make it again in each of the many loops that use it.
+    return moving_as(like, once(lax.stop_gradient(d)))
 
 
 def ratio_from_top(p: Array, d: Array, of: Distribution, other: Distribution) -> Array:

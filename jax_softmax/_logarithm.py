@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_softmax._exponential import LOG2_REST, LOG2_SHORT, two_product, two_sum
+from jax_softmax._tracing import traced_once
 
 _TERMS = {32: 5, 64: 13}  # of R's series: the next is below 1e-10 or 1e-20 of f
 
@@ -25,6 +26,7 @@ def log1p(tail: Array) -> Array:
 
 
 @jax.custom_jvp
+@traced_once()
 def log1p_parts(tail: Array) -> tuple[Array, Array]:
     """log(1 + tail) as a number and what its rounding left, within 0.45 ULP.
 

@@ -70,14 +70,14 @@ def partition(z: Float[Array, "*batch classes"]) -> Partition:
 
     Logits of 16 bits are widened slice by slice: no row is written out in float32.
     """
-    return _two_numbers(_partition_and_rest(z))
+    return _two_numbers(partition_and_rest(z))
 
 
 def _two_numbers(p: Partition) -> Partition:
     return p._replace(raised_rest=None)
 
 
-def _partition_and_rest(z: Array) -> Partition:
+def partition_and_rest(z: Array) -> Partition:
     if z.shape[-1] <= FEW_CLASSES:
         return partition_and_exp(z)[0]
     top = checks.wide(z.max(-1, keepdims=True))
@@ -123,7 +123,7 @@ def partition_and_probability(
     if shards.alone and z.shape[-1] <= FEW_CLASSES:
         part, exp = partition_and_exp(z)
         return part, _share(exp, part.column)
-    part = _partition_and_rest(z)
+    part = partition_and_rest(z)
     if not shards.alone:
         part = merge(shards.each(_two_numbers(part)))
     return part, _probability(z, part.column, rounds)

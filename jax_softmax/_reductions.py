@@ -19,6 +19,7 @@ from jax_softmax._partition import (
     log_partition,
     log_total,
     partition_and_probability,
+    partition_and_rest,
 )
 from jax_softmax._platform import rounded
 from jax_softmax._probabilities import Shares, quicker
@@ -129,7 +130,7 @@ def softmax(
 
 @traced_once(static_argnames="axes")
 def _logsumexp(x: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
-    return _moved(x, where, axes).normalized.lse
+    return _lse(_moved(x, where, axes).z)
 
 
 @traced_once(static_argnames="axes")
@@ -142,6 +143,20 @@ def _log_softmax(x: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
 def _softmax(x: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
     rows = _moved(x, where, axes)
     return rows.restore(rows.normalized.probs, 0.0)
+
+
+@jax.custom_jvp
+def _lse(z: Float[Array, "*batch classes"]) -> Float[Array, "*batch"]:
+    """lse alone: the probabilities of its gradient take as long to trace."""
+    return log_partition(partition_and_rest(z))
+
+
+@_lse.defjvp
+def _lse_jvp(primals, tangents):
+    def lse(z: Array) -> Array:
+        return normalized(z, Shards.whole(z.shape[-1]), True).lse
+
+    return jax.jvp(lse, primals, tangents)
 
 
 class Normalized(NamedTuple):
@@ -166,7 +181,8 @@ def normalized(
     """
     part, probs = partition_and_probability(z, shards, rounds=rounds)
     wide, column = checks.wide(z), part.column
-    shares = Shares(-(gap(wide, column.max) + log_total(column)), probs)
+    log_probs = -(gap(wide, column.max) + log_total(part)[..., None])
+    shares = Shares(log_probs, probs)
     if rounds and shards.alone:
         shares = quicker(z, shares)
     return Normalized(log_partition(part), *shares, complement(wide, column))
