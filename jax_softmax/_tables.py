@@ -136,6 +136,7 @@ def _mutual(joint: Distribution) -> Array:
     # second time it is no larger than d, and so is what rounding leaves of it.
     for axis, one in 2 * ((-1, one_x), (-2, one_y)):
         mean = excess(p, independent, d).sum(axis, keepdims=True) / one
+        mean = jnp.maximum(mean, -0.5)  # less only where what a row lacks underflows
         d = jnp.where(jnp.isfinite(d), d - jnp.log1p(mean), d)
     d = _flat(moving_as(like, d))
     return divergence(a, _flat(independent), d, d)
