@@ -27,6 +27,8 @@ from jax_softmax._distributions import (
     score_slope,
     with_slopes,
 )
+from jax_softmax._exponential import two_sum
+from jax_softmax._folds import row_sum
 from jax_softmax._partition import compensated_sum
 
 
@@ -104,7 +106,9 @@ def nats_in(base: float) -> float:
 
 def mean_surprise(p: Law, q: Law) -> Array:
     """-sum p log q = -log(max q) + sum p log(max q / q): two terms >= 0."""
-    mean = q.log_total[..., 0] + compensated_sum(product(p.probs, q.drops))
+    high, low = row_sum(product(p.probs, q.drops))
+    mean, rest = two_sum(high, q.log_total[..., 0])
+    mean = mean + jnp.where(jnp.isfinite(mean), rest + low, 0)
     return lax.stop_gradient(mean)
 
 
