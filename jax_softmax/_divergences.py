@@ -57,7 +57,7 @@ def cross_entropy_between(
         where: rows to keep. A dropped row is 0 and has gradient exactly 0.
 
     Returns:
-        CE >= 0, within 4 ULP.
+        CE >= 0, within 5 ULP.
 
     Raises:
         TypeError: p or q does not say what it is, or is not floating point, or base no
@@ -94,7 +94,7 @@ def kl_divergence(
         where: rows to keep. A dropped row is 0 and has gradient exactly 0.
 
     Returns:
-        KL >= 0, within 6 ULP if both are Logits, and 7 if both are Probs with the same
+        KL >= 0, within 8 ULP if both are Logits, and 7 if both are Probs with the same
         sum. Otherwise the rounding of probabilities, or of their sums, adds up to
         1e-6 sqrt(KL).
 
@@ -143,7 +143,7 @@ def js_divergence(
         where: rows to keep. A dropped row is 0 and has gradient exactly 0.
 
     Returns:
-        0 <= JS <= log 2, within 8 ULP if both are Logits, or both Probs with the same
+        0 <= JS <= log 2, within 10 ULP if both are Logits, or both Probs with the same
         sum; otherwise as accurate as kl_divergence.
 
     Raises:

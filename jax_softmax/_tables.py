@@ -86,7 +86,7 @@ def mutual_information(
         where: tables to keep. A dropped one is 0 and has gradient exactly 0.
 
     Returns:
-        I >= 0, within 8 ULP of Logits, and gradient entries within 8 of the largest
+        I >= 0, within 20 ULP of Logits, and gradient entries within 30 of the largest
         p_xy |log(p_xy / (p_x p_y))|; of Probs, their own rounding adds up to
         1e-6 sqrt(I).
 
