@@ -57,7 +57,7 @@ def cross_entropy_between(
         where: rows to keep. A dropped row is 0 and has gradient exactly 0.
 
     Returns:
-        CE >= 0, within 4 ULP.
+        CE >= 0, within 5 ULP.
 
     Raises:
         TypeError: p or q does not say what it is, or is not floating point, or base no
@@ -94,7 +94,7 @@ def kl_divergence(
         where: rows to keep. A dropped row is 0 and has gradient exactly 0.
 
     Returns:
-        KL >= 0, within 6 ULP if both are Logits, and 7 if both are Probs with the same
+        KL >= 0, within 8 ULP if both are Logits, and 7 if both are Probs with the same
         sum. Otherwise the rounding of probabilities, or of their sums, adds up to
         1e-6 sqrt(KL).
 
@@ -143,7 +143,7 @@ def js_divergence(
         where: rows to keep. A dropped row is 0 and has gradient exactly 0.
 
     Returns:
-        0 <= JS <= log 2, within 8 ULP if both are Logits, or both Probs with the same
+        0 <= JS <= log 2, within 10 ULP if both are Logits, or both Probs with the same
         sum; otherwise as accurate as kl_divergence.
 
     Raises:
@@ -221,18 +221,21 @@ def _slope_to_halfway(p: Array, q: Array, d: Array, moved: Array) -> Array:
     -log((1 + exp(d)) / (1 + exp(d_k))), where m = (p + q) / 2 and d = log(q / p).
     """
     origin, q_top = at_largest(p, d), at_largest(p, q)
-    share = q_top / (p.max(-1, keepdims=True) + q_top)  # exp(d_k) / (1 + exp(d_k))
-    share = lax.stop_gradient(share)
+    p_top = lax.stop_gradient(p.max(-1, keepdims=True))
+    share = q_top / (p_top + q_top)  # exp(d_k) / (1 + exp(d_k))
     d, moved = (jnp.where(p == 0, 0, x) for x in (d, moved))
     near = jnp.abs(moved) < 1
     grown = expm1(jnp.where(near, moved, 0)) * share
     below = grown < 0
     size = log1p(jnp.where(below, -grown / (1 + grown), grown))  # of a number >= 0
-    far = _log_of_one_and(origin) - _log_of_one_and(d)
+    far = _log_of_one_plus_ratio(q_top, p_top, origin) - _log_of_one_plus_ratio(q, p, d)
     s = jnp.where(near, jnp.where(below, size, -size), far)
     return score_slope(p, s) / 2
 
 
-def _log_of_one_and(d: Array) -> Array:
-    """log(1 + exp(d))."""
-    return jnp.maximum(d, 0) + log1p(jnp.exp(-jnp.abs(d)))
+def _log_of_one_plus_ratio(q: Array, p: Array, d: Array) -> Array:
+    """log(1 + q / p), d being log(q / p): where that is large, its rounding counts."""
+    larger = jnp.maximum(p, q)
+    ratio = jnp.minimum(p, q) / jnp.where(larger == 0, 1, larger)
+    ratio = jnp.where(jnp.abs(d) < 4, jnp.exp(-jnp.abs(d)), ratio)
+    return jnp.maximum(d, 0) + log1p(ratio)

@@ -6,8 +6,8 @@ or, with base=2, in bits. 0 log 0 = 0, in values and in derivatives. A row of lo
 that are all -inf, or of weights that are all 0, is no distribution: NaN.
 
 The formulas are those of d2l.ai, "Information Theory", and Cover & Thomas, "Elements of
-Information Theory" (2006), chapter 2. Gradient entries in logits are within 6 ULP of
-the row's largest.
+Information Theory" (2006), chapter 2. Gradient entries in logits are within 12 ULP of
+half the sum of the row's absolute entries.
 """
 
 import math
@@ -27,6 +27,8 @@ from jax_softmax._distributions import (
     score_slope,
     with_slopes,
 )
+from jax_softmax._exponential import two_sum
+from jax_softmax._folds import row_sum
 from jax_softmax._partition import compensated_sum
 
 
@@ -47,7 +49,7 @@ def entropy(
         where: rows to keep. A dropped row has entropy 0 and gradient exactly 0.
 
     Returns:
-        H >= 0, within 4 ULP, also when p is certain up to 1e-30.
+        H >= 0, within 4 ULP (5 in another base), also when p is certain up to 1e-30.
 
     Raises:
         TypeError: p does not say what it is, or is not floating point, or base no
@@ -104,7 +106,9 @@ def nats_in(base: float) -> float:
 
 def mean_surprise(p: Law, q: Law) -> Array:
     """-sum p log q = -log(max q) + sum p log(max q / q): two terms >= 0."""
-    mean = q.log_total[..., 0] + compensated_sum(product(p.probs, q.drops))
+    high, low = row_sum(product(p.probs, q.drops))
+    mean, rest = two_sum(high, q.log_total[..., 0])
+    mean = mean + jnp.where(jnp.isfinite(mean), rest + low, 0)
     return lax.stop_gradient(mean)
 
 

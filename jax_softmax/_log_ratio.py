@@ -21,6 +21,7 @@ from jax_softmax._distributions import (
 )
 from jax_softmax._entries import row_entry
 from jax_softmax._exponential import two_sum
+from jax_softmax._partition import compensated_sum
 from jax_softmax._platform import once
 
 
@@ -48,7 +49,7 @@ def log_ratio(p: Distribution, q: Distribution, a: Law, b: Law) -> Array:
     d = _shifted(high, low, shift)
     # The second time it is no larger than d, and so is what rounding leaves of it.
     for _ in range(2):
-        mean = excess(a.probs, b.probs, d).sum(-1, keepdims=True)
+        mean = compensated_sum(excess(a.probs, b.probs, d))[..., None]
         shift = shift - jnp.log1p(mean)
         d = _shifted(high, low, shift)
     # Or XLA for CPU would make it again in each of the many loops that use it.

@@ -113,7 +113,7 @@ def softmax(
         where: entries to keep, broadcast to x; a dropped one has probability 0.
 
     Returns:
-        Probabilities, within 3 ULP; of 16 bits, within 0.51.
+        Probabilities, within 3 ULP (3.6 of up to 16 classes); of 16 bits, within 0.51.
 
     Raises:
         TypeError: x is not floating point.

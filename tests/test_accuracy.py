@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import jax
@@ -139,8 +139,11 @@ def smoothed_target(c):
     return ref.exact((1 - SMOOTHING) * c.onehot + SMOOTHING / n)
 
 
+_smoothed = partial(js.cross_entropy, label_smoothing=SMOOTHING)
+
+
 def smoothed(c, road):
-    got = road(partial(js.cross_entropy, label_smoothing=SMOOTHING))(c.z, c.labels)
+    got = road(_smoothed)(c.z, c.labels)
     want = ref.total(smoothed_target(c) * -c.exact.log_probs)
     return ref.ulp_error(got, want)
 
@@ -191,6 +194,41 @@ BOUNDS = {
 SEARCHED = (cross_entropy, cross_entropy_gradient, softmax, log_softmax, logsumexp)
 
 
+def entropy(c, road):
+    terms = c.exact.probs * -c.exact.log_probs
+    return sum_error(road(_of_logits(js.entropy))(c.z), terms)
+
+
+def cross_entropy_between(c, road):
+    terms = c.exact.probs * -c.other_exact.log_probs
+    return sum_error(road(_of_logits(js.cross_entropy_between))(c.z, c.other), terms)
+
+
+def kl_divergence(c, road):
+    terms = c.exact.probs * (c.exact.log_probs - c.other_exact.log_probs)
+    return sum_error(road(_of_logits(js.kl_divergence))(c.z, c.other), terms)
+
+
+@lru_cache  # what is compiled for one function is kept with it
+def _of_logits(f):
+    return lambda *logits: f(*map(js.Logits, logits))
+
+
+def sum_error(got, terms):
+    """In ULP of the sum, but for sums near which terms underflow."""
+    want = ref.total(terms)
+    return np.where(want.high < 1e-30, 0, ref.ulp_error(got, want))
+
+
+SUMS = {
+    smoothed: 4,
+    soft_labels: 4,
+    entropy: 4,
+    cross_entropy_between: 5,
+    kl_divergence: 8,
+}
+
+
 def scanned(f):
     """f on one row at a time, inside a scan."""
 
@@ -234,12 +272,20 @@ def test_float32(n, rows, promise):
 
 
 class Rows:
-    """Rows of any logits, their labels all 0, and their exact results."""
+    """Rows of any logits, their labels all 0 or by others, and their exact results."""
 
-    def __init__(self, z):
-        self.z, self.labels = z, np.zeros(len(z), int)
+    def __init__(self, z, other):
+        self.z, self.labels, self.other = z, np.zeros(len(z), int), other
         self.onehot = np.arange(z.shape[-1]) == self.labels[:, None]
         self.exact = ref.softmax(z)
+
+    @cached_property
+    def other_exact(self):
+        return ref.softmax(self.other)
+
+    @property
+    def targets(self):
+        return self.other_exact.probs.high.astype(np.float32)
 
 
 def drawn(rng, rows, n):
@@ -260,19 +306,31 @@ def moved(rng, z):
     return np.where(some, z * (1 + size * rng.normal(size=z.shape)), z).astype(z.dtype)
 
 
+def largest_error(promise, n, *, rounds, arrays=1):
+    """The worst rows so far, moved a little, beside fresh ones, again and again."""
+    rng = np.random.default_rng(n)
+    best = drawn(rng, 32 * arrays, n)
+    for _ in range(rounds):
+        near = np.repeat(best.reshape(32, -1), 8, axis=0).reshape(-1, n)
+        z = np.concatenate((best, moved(rng, near), drawn(rng, 128 * arrays, n)))
+        rows = Rows(z[::arrays], z[arrays - 1 :: arrays])
+        errors = promise(rows, ROADS["jit"]).reshape(len(rows.z), -1).max(-1)
+        of_row = z.reshape(len(rows.z), -1)
+        best = of_row[np.argsort(errors)[-32:]].reshape(-1, n)
+    return errors.max()
+
+
 @pytest.mark.parametrize("n", [3, 12, 30, 100])
 @pytest.mark.parametrize("promise", SEARCHED, ids=lambda f: f.__name__)
 def test_bounds_hold_where_a_search_makes_the_error_large(promise, n):
-    """The worst rows so far, moved a little, beside fresh ones, again and again."""
-    rng = np.random.default_rng(n)
-    best = drawn(rng, 32, n)
-    for _ in range(150):
-        near = moved(rng, np.repeat(best, 8, axis=0))
-        rows = Rows(np.concatenate((best, near, drawn(rng, 128, n))))
-        errors = promise(rows, ROADS["jit"]).reshape(len(rows.z), -1).max(-1)
-        best = rows.z[np.argsort(errors)[-32:]]
     few = n <= 16 and promise in (cross_entropy, logsumexp)
-    assert errors.max() <= (2.3 if few else BOUNDS[promise])
+    assert largest_error(promise, n, rounds=150) <= (2.3 if few else BOUNDS[promise])
+
+
+@pytest.mark.parametrize("n", [3, 12])
+@pytest.mark.parametrize("promise", SUMS, ids=lambda f: f.__name__)
+def test_the_bounds_of_weighted_sums_hold_there_too(promise, n):
+    assert largest_error(promise, n, rounds=100, arrays=2) <= SUMS[promise]
 
 
 @pytest.mark.parametrize("narrowest", [16, 512])

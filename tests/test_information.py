@@ -299,6 +299,13 @@ def test_float64(kind, x64):
     check(errors, 6)
 
 
+def test_a_row_of_a_table_that_nearly_underflows():
+    z = np.float32([[42, -36, -9, -108], [79.5, -66, 81.35, 32], [-41, -96, -12, -5.7]])
+    value, gradient = jax.value_and_grad(js.mutual_information)(Logits(z))
+    assert ulps(value, exact_mutual(weights(Logits(z)), z.shape)) <= 8
+    assert np.isfinite(gradient[0]).all()
+
+
 def test_a_vocabulary():
     """50257 classes: the sums are long, and the two rows 1e-6 to 1 apart."""
     rng = np.random.default_rng(5)
@@ -445,6 +452,14 @@ def test_gradients():
         check_gradient(
             name, conditional[i], lambda w, s=shape: exact_conditional(w, s), w
         )
+
+
+def test_gradient_halfway_where_one_is_far_off():
+    """What leads in p has next to nothing in q: what is left of it counts."""
+    z, y = np.float32([0, -3.4, -30]), np.float32([0, 15.3, 39.7])
+    p, q = weights(Logits(z)), weights(Logits(y))
+    got = jax.grad(lambda z: js.js_divergence(Logits(z), Logits(y)))(z)
+    check_gradient("js_divergence", got, lambda p: exact_js(p, q), p)
 
 
 LEADERS = {
