@@ -49,11 +49,15 @@ def log_ratio(p: Distribution, q: Distribution, a: Law, b: Law) -> Array:
     d = _shifted(high, low, shift)
     # The second time it is no larger than d, and so is what rounding leaves of it.
     for _ in range(2):
-        mean = compensated_sum(excess(a.probs, b.probs, d))[..., None]
-        shift = shift - jnp.log1p(mean)
+        more = _made_once(excess(a.probs, b.probs, d))
+        shift = shift - jnp.log1p(compensated_sum(more)[..., None])
         d = _shifted(high, low, shift)
-    # Or XLA for CPU would make it again in each of the many loops that use it.
-    return moving_as(like, once(lax.stop_gradient(d)))
+    return moving_as(like, _made_once(d))
+
+
+def _made_once(x: Array) -> Array:
+    """Or XLA for CPU would make it again in each of the many loops that use it."""
+    return once(lax.stop_gradient(x))
 
 
 def ratio_from_top(p: Array, d: Array, of: Distribution, other: Distribution) -> Array:
