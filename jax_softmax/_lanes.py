@@ -132,7 +132,8 @@ def _tops(lanes: Array) -> Array:
     """The sign bit, as 1 or 0."""
     kind = jnp.finfo(lanes.dtype)
     bits = lax.bitcast_convert_type(lanes, f"int{kind.bits}")
-    return lax.shift_right_logical(bits, kind.bits - 1).astype(lanes.dtype)
+    last = bits.dtype.type(kind.bits - 1)
+    return lax.shift_right_logical(bits, last).astype(lanes.dtype)
 
 
 def _sixteenth(lanes: Array) -> Array:
