@@ -324,7 +324,7 @@ def largest_error(promise, n, *, rounds, arrays=1):
 @pytest.mark.parametrize("promise", SEARCHED, ids=lambda f: f.__name__)
 def test_bounds_hold_where_a_search_makes_the_error_large(promise, n):
     few = n <= 16 and promise in (cross_entropy, logsumexp)
-    assert largest_error(promise, n, rounds=150) <= (2.3 if few else BOUNDS[promise])
+    assert largest_error(promise, n, rounds=100) <= (2.3 if few else BOUNDS[promise])
 
 
 @pytest.mark.parametrize("n", [3, 12])
@@ -351,8 +351,9 @@ def test_slices_of_any_width(n):
 
 def test_float32_of_the_largest_vocabulary():
     c = case(262144)
-    for promise, bound in BOUNDS.items():  # in one test: the reference takes a while
-        within(promise(c, ROADS["jit"]), c.names + f", {promise.__name__}", bound)
+    for promise in SEARCHED:  # in one test: the reference takes a while
+        names = c.names + f", {promise.__name__}"
+        within(promise(c, ROADS["jit"]), names, BOUNDS[promise])
 
 
 @pytest.mark.parametrize("promise", BOUNDS, ids=lambda f: f.__name__)
@@ -369,7 +370,7 @@ OTHER_ON_GPUS = softmax, log_softmax_vjp, logsumexp_gradient  # where classes ar
 @pytest.mark.parametrize("promise", BOUNDS, ids=lambda f: f.__name__)
 def test_the_loops_of_accelerators(promise, elsewhere):
     alike = elsewhere == "as_on_gpus" and promise not in OTHER_ON_GPUS
-    for n in (100, 1000) if alike else (10, 100, 1000):
+    for n in (1000,) if alike else (10, 1000):
         c = case(n)
         errors = promise(c, divides_within_2_ulp_only)
         within(errors, c.names, BOUNDS[promise])
@@ -392,21 +393,6 @@ def test_float64(n, promise):
 
 
 @pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float16], ids=["bf16", "f16"])
-def test_half_precision_is_exact_for_the_rounded_logits(kind):
-    rng = np.random.default_rng(0)
-    for n in (2, 10, 1000):
-        z = np.asarray(jnp.asarray(rng.normal(0, 5, (16, n)).astype(np.float32), kind))
-        y = rng.integers(n, size=16)
-        exact = ref.softmax(z)
-        loss = js.cross_entropy(z, y)
-        assert loss.dtype == js.logsumexp(z).dtype == jnp.float32
-        assert ref.ulp_error(loss, -ref.at(exact.log_probs, y)).max() <= 2
-        assert ref.ulp_error(js.logsumexp(z), exact.lse).max() <= 2
-        assert js.softmax(z).dtype == js.log_softmax(z).dtype == kind
-        assert jax.grad(lambda z, y=y: js.cross_entropy(z, y).sum())(z).dtype == kind
-
-
-@pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float16], ids=["bf16", "f16"])
 @pytest.mark.parametrize("where", ["here", "as_on_accelerators", "as_on_gpus"])
 def test_half_precision_is_rounded_once(where, kind, request):
     """Quicker exponentials, where all that is handed out is rounded to 16 bits.
@@ -423,12 +409,19 @@ def test_half_precision_is_rounded_once(where, kind, request):
         y = rng.integers(n, size=64)
         exact, onehot = ref.softmax(z), np.arange(n) == y[:, None]
         gradient = ref.where(onehot, -exact.complements, exact.probs)
-        assert ref.ulp_error(js.softmax(z), exact.probs).max() <= 0.51
-        assert ref.ulp_error(js.log_softmax(z), exact.log_probs).max() <= 0.51
         got = jax.grad(lambda z, y=y: js.cross_entropy(z, y).sum())(z)
-        assert ref.ulp_error(got, gradient).max() <= 0.51
-        loss = js.cross_entropy(z, y)
+        narrow = {
+            "softmax": (js.softmax(z), exact.probs),
+            "log_softmax": (js.log_softmax(z), exact.log_probs),
+            "gradient": (got, gradient),
+        }
+        for name, (got, want) in narrow.items():
+            assert got.dtype == kind, name
+            assert ref.ulp_error(got, want).max() <= 0.51, name
+        loss, lse = js.cross_entropy(z, y), js.logsumexp(z)
+        assert loss.dtype == lse.dtype == jnp.float32
         assert ref.ulp_error(loss, -ref.at(exact.log_probs, y)).max() <= 2
+        assert ref.ulp_error(lse, exact.lse).max() <= 2
 
 
 def test_rounding_to_bfloat16_is_that_of_the_type():
@@ -467,12 +460,13 @@ def relative(got, want):
     return abs(found / want - 1)
 
 
+HELD = {promise: BOUNDS[promise] for promise in SEARCHED}
 FLAGS = {
-    "--xla_cpu_enable_fast_min_max=true": BOUNDS,
-    "--xla_backend_optimization_level=0": BOUNDS,
-    "--xla_cpu_multi_thread_eigen=false": BOUNDS,
+    "--xla_cpu_enable_fast_min_max=true": HELD,
+    "--xla_backend_optimization_level=0": HELD,
+    "--xla_cpu_multi_thread_eigen=false": HELD,
     # By definition it lets the compiler take (a + b) - a for b, as a two-sum cannot be.
-    "--xla_cpu_enable_fast_math=true": dict.fromkeys(BOUNDS, 70),
+    "--xla_cpu_enable_fast_math=true": dict.fromkeys(HELD, 70),
 }
 
 
