@@ -324,7 +324,7 @@ def largest_error(promise, n, *, rounds, arrays=1):
 @pytest.mark.parametrize("promise", SEARCHED, ids=lambda f: f.__name__)
 def test_bounds_hold_where_a_search_makes_the_error_large(promise, n):
     few = n <= 16 and promise in (cross_entropy, logsumexp)
-    assert largest_error(promise, n, rounds=100) <= (2.3 if few else BOUNDS[promise])
+    assert largest_error(promise, n, rounds=150) <= (2.3 if few else BOUNDS[promise])
 
 
 @pytest.mark.parametrize("n", [3, 12])
@@ -351,9 +351,8 @@ def test_slices_of_any_width(n):
 
 def test_float32_of_the_largest_vocabulary():
     c = case(262144)
-    for promise in SEARCHED:  # in one test: the reference takes a while
-        names = c.names + f", {promise.__name__}"
-        within(promise(c, ROADS["jit"]), names, BOUNDS[promise])
+    for promise, bound in BOUNDS.items():  # in one test: the reference takes a while
+        within(promise(c, ROADS["jit"]), c.names + f", {promise.__name__}", bound)
 
 
 @pytest.mark.parametrize("promise", BOUNDS, ids=lambda f: f.__name__)
@@ -370,7 +369,7 @@ OTHER_ON_GPUS = softmax, log_softmax_vjp, logsumexp_gradient  # where classes ar
 @pytest.mark.parametrize("promise", BOUNDS, ids=lambda f: f.__name__)
 def test_the_loops_of_accelerators(promise, elsewhere):
     alike = elsewhere == "as_on_gpus" and promise not in OTHER_ON_GPUS
-    for n in (1000,) if alike else (10, 1000):
+    for n in (100, 1000) if alike else (10, 100, 1000):
         c = case(n)
         errors = promise(c, divides_within_2_ulp_only)
         within(errors, c.names, BOUNDS[promise])
@@ -460,13 +459,12 @@ def relative(got, want):
     return abs(found / want - 1)
 
 
-HELD = {promise: BOUNDS[promise] for promise in SEARCHED}
 FLAGS = {
-    "--xla_cpu_enable_fast_min_max=true": HELD,
-    "--xla_backend_optimization_level=0": HELD,
-    "--xla_cpu_multi_thread_eigen=false": HELD,
+    "--xla_cpu_enable_fast_min_max=true": BOUNDS,
+    "--xla_backend_optimization_level=0": BOUNDS,
+    "--xla_cpu_multi_thread_eigen=false": BOUNDS,
     # By definition it lets the compiler take (a + b) - a for b, as a two-sum cannot be.
-    "--xla_cpu_enable_fast_math=true": dict.fromkeys(HELD, 70),
+    "--xla_cpu_enable_fast_math=true": dict.fromkeys(BOUNDS, 70),
 }
 
 
